@@ -1,0 +1,63 @@
+"""An engine around an engine."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import aclosing
+from typing import Any
+
+from kani_lite.events import Delta
+from kani_lite.functions import AIFunction
+from kani_lite.messages import ChatMessage
+
+from .base import BaseCompletion, BaseEngine
+
+
+class WrapperEngine(BaseEngine):
+    """Passes everything on to `engine`. Subclass it to change what one method does."""
+
+    def __init__(self, engine: BaseEngine, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.engine = engine
+
+    # what BaseEngine defines on the class is forwarded here, the rest by __getattr__
+    @property
+    def max_context_size(self) -> int:  # type: ignore[override]  # a property in place of the attribute
+        return self.engine.max_context_size
+
+    @property
+    def disable_function_calling_kwargs(self) -> dict[str, Any]:  # type: ignore[override]  # as above
+        return self.engine.disable_function_calling_kwargs
+
+    @property
+    def reuses_prefix(self) -> bool:  # type: ignore[override]  # as above
+        return self.engine.reuses_prefix
+
+    def message_len(self, message: ChatMessage) -> int:
+        return self.engine.message_len(message)
+
+    def prompt_len(
+        self, messages: list[ChatMessage], functions: list[AIFunction] | None = None, **kwargs: Any
+    ) -> int | Awaitable[int]:
+        return self.engine.prompt_len(messages, functions, **kwargs)
+
+    async def predict(
+        self, messages: list[ChatMessage], functions: list[AIFunction] | None = None, **hyperparams: Any
+    ) -> BaseCompletion:
+        return await self.engine.predict(messages, functions, **hyperparams)
+
+    async def stream(
+        self, messages: list[ChatMessage], functions: list[AIFunction] | None = None, **hyperparams: Any
+    ) -> AsyncIterator[str | Delta | BaseCompletion]:
+        async with aclosing(self.engine.stream(messages, functions, **hyperparams)) as stream:  # type: ignore[type-var]
+            async for item in stream:
+                yield item
+
+    async def close(self) -> None:
+        await self.engine.close()
+
+    def __getattr__(self, name: str) -> Any:
+        # `engine` itself is missing while a copy is being built: looking it up here would recurse for ever
+        if name == "engine" or name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self.engine, name)

@@ -1,0 +1,245 @@
+"""Which messages go into the next prompt.
+
+What was counted is remembered, so that a round costs as much as its new messages: the tail of the history that was ever
+in reach of the prompt has its token counts, checked against the text they were made from. They choose the cut; the
+engine's count of the whole prompt then decides.
+"""
+
+from __future__ import annotations
+
+import inspect
+from bisect import bisect_left
+from collections.abc import Awaitable, Callable, Sequence
+from operator import is_
+from typing import TYPE_CHECKING, Any
+
+from .engines.base import BaseEngine
+from .exceptions import MessageTooLong, PromptTooLong
+from .messages import ChatMessage, ChatRole
+
+if TYPE_CHECKING:
+    from .functions import AIFunction
+
+BLOCK_SHARE = 0.75
+"""An engine that reuses its prefix fills its context to this share when history is dropped, so that the start of the
+prompt then stays the same for many rounds."""
+
+class Tail:
+    """Token counts of the newest messages of a history, from some point on to the end."""
+
+    def __init__(self) -> None:
+        self.start = 0  # history[start:] is counted
+        self.sums: list[int] = [0]  # sums[i]: tokens of history[start : start + i]
+        self._seen: list[ChatMessage] = []
+        self._texts: list[Any] = []
+        self._calls: list[Any] = []
+
+    def sync(self, history: Sequence[ChatMessage], count: Callable[[ChatMessage], int], room: int) -> None:
+        """Makes the counts right for `history`, and reaches back until they exceed `room` tokens."""
+        self._forget_changed(history)
+        for message in history[self.start + len(self._seen) :]:
+            self._push(message, count(message))
+        if self.start and self.sums[-1] <= room:
+            back: list[tuple[ChatMessage, int]] = []
+            total = self.sums[-1]
+            while self.start and total <= room:
+                self.start -= 1
+                message = history[self.start]
+                back.append((message, count(message)))
+                total += back[-1][1]
+            counts = [b - a for a, b in zip(self.sums, self.sums[1:], strict=False)]
+            newer = list(zip(self._seen, counts, strict=True))
+            self._clear()
+            for message, tokens in [*reversed(back), *newer]:
+                self._push(message, tokens)
+
+    def _forget_changed(self, history: Sequence[ChatMessage]) -> None:
+        known = history[self.start : self.start + len(self._seen)]
+        if (
+            len(known) == len(self._seen)
+            and all(map(is_, known, self._seen))
+            and [m.content for m in known] == self._texts
+            and [_call_texts(m) if m.tool_calls else m.tool_calls for m in known] == self._calls
+        ):
+            return
+        # keep what is unchanged at the front; if not even the first is, count anew from the end
+        same = 0
+        for message, seen, text, calls in zip(known, self._seen, self._texts, self._calls, strict=False):
+            if message is not seen or message.content != text or _call_texts(message) != calls:
+                break
+            same += 1
+        if same == 0:
+            self._clear()
+            self.start = len(history)
+        else:
+            del self._seen[same:], self._texts[same:], self._calls[same:], self.sums[same + 1 :]
+
+    def _clear(self) -> None:
+        self._seen, self._texts, self._calls, self.sums = [], [], [], [0]
+
+    def _push(self, message: ChatMessage, tokens: int) -> None:
+        self._seen.append(message)
+        # lists are copied, so that a change inside them is seen
+        self._texts.append(list(message.content) if isinstance(message.content, list) else message.content)
+        self._calls.append(_call_texts(message))
+        self.sums.append(self.sums[-1] + tokens)
+
+    def fits_from(self, room: int) -> int:
+        """The smallest index from which all later messages together have at most `room` tokens."""
+        return self.start + bisect_left(self.sums, self.sums[-1] - room)
+
+    def tokens_from(self, index: int) -> int:
+        return self.sums[-1] - self.sums[index - self.start]
+
+
+def _call_texts(message: ChatMessage) -> Any:
+    return message.tool_calls and [(call.function.name, call.function.arguments) for call in message.tool_calls]
+
+
+def group_start(history: Sequence[ChatMessage], index: int) -> int:
+    """The first index from `index` on at which a prompt may begin: not among the results of a call that was cut off."""
+    while 0 < index < len(history) and history[index].role is ChatRole.FUNCTION:
+        index += 1
+    return index
+
+
+class _Measure:
+    """The engine's counts of prompts that begin at some message. A prompt that the engine refuses (templates do) is
+    passed over like one that is too long, and the last refusal is remembered."""
+
+    def __init__(
+        self, engine: BaseEngine, always: list[ChatMessage], history: list[ChatMessage], tail: Tail, rest: tuple[Any, Any]
+    ) -> None:
+        self.engine, self.always, self.history, self.tail = engine, always, history, tail
+        self.functions, self.kwargs = rest
+        self.refusal: Exception | None = None
+        # the default count is the sum of what the tail already knows
+        self.additive = type(engine).prompt_len is BaseEngine.prompt_len
+
+    async def __call__(self, start: int) -> int | None:
+        if self.additive:
+            return sum(map(self.engine.message_len, self.always)) + self.tail.tokens_from(start)
+        try:
+            count = self.engine.prompt_len([*self.always, *self.history[start:]], self.functions, **self.kwargs)
+            return await count if isinstance(count, Awaitable) else count
+        except Exception as e:
+            self.refusal = e
+            return None
+
+
+class Budget:
+    """Chooses the messages of one chat's prompts."""
+
+    def __init__(self) -> None:
+        self._tail = Tail()
+        self._overhead = 0  # tokens of a prompt beside those of its history, as last found
+        self._cut: ChatMessage | None = None  # the first message kept, for an engine that reuses its prefix
+
+    async def fit(
+        self,
+        engine: BaseEngine,
+        always: list[ChatMessage],
+        history: list[ChatMessage],
+        functions: list[AIFunction] | None,
+        size: int,
+        kwargs: dict[str, Any],
+    ) -> list[ChatMessage]:
+        """The always-included messages and the largest part of the history, from some message to its end, that fit in
+        `size` tokens; tool calls stay with their results.
+
+        Raises PromptTooLong or MessageTooLong if there is no such part, ValueError if the engine refuses them all.
+        """
+        measure = _Measure(engine, always, history, self._tail, (functions, kwargs))
+        try:
+            self._tail.sync(history, engine.message_len, size)
+        except NotImplementedError:
+            start = await _search(history, measure, size)
+        else:
+            start = await self._choose(history, measure, size)
+        if start is None:
+            return await _nothing_fits(history, measure, size)
+        self._cut = history[start] if start else None
+        return [*always, *history[start:]]
+
+    async def _choose(self, history: list[ChatMessage], measure: _Measure, size: int) -> int | None:
+        """Where the prompt begins, by the counts and then by the engine's own count of the whole; None: nowhere."""
+        start, blocks = self._proposal(history, measure.engine.reuses_prefix, size)
+        tried = set()
+        while start < len(history) or not history:
+            total = await measure(start)
+            tried.add(start)
+            if total is None:
+                start = group_start(history, start + 1)
+                continue
+            self._overhead = total - self._tail.tokens_from(start)
+            if total > size:
+                # the counts now say where it fits; move on by one group at least
+                room = (int(size * BLOCK_SHARE) if blocks else size) - self._overhead
+                newest = max(start + 1, len(history) - 1)
+                start = group_start(history, min(newest, max(start + 1, self._tail.fits_from(room))))
+                if not history:
+                    return None
+                continue
+            earlier = start if blocks else group_start(history, self._tail.fits_from(size - self._overhead))
+            if earlier >= start or earlier in tried:
+                return start
+            start = earlier
+        return None
+
+    def _proposal(self, history: list[ChatMessage], blocks: bool, size: int) -> tuple[int, bool]:
+        """(a first choice of the start, whether history is dropped in blocks)."""
+        last = max(0, len(history) - 1)
+        whole = min(last_group(history), self._tail.fits_from(size - self._overhead))
+        whole = group_start(history, whole)
+        if whole == 0 or not blocks:
+            return whole, blocks and whole > 0
+        for i in range(whole, len(history)):
+            if history[i] is self._cut:
+                return i, True
+        block = min(last, self._tail.fits_from(int(size * BLOCK_SHARE) - self._overhead))
+        return min(last_group(history), group_start(history, max(whole, block))), True
+
+
+def last_group(history: Sequence[ChatMessage]) -> int:
+    """Where the newest message begins, or the call that it is a result of."""
+    start = max(0, len(history) - 1)
+    while start > 0 and history[start].role is ChatRole.FUNCTION:
+        start -= 1
+    return start
+
+
+async def _search(history: list[ChatMessage], measure: _Measure, size: int) -> int | None:
+    """The start for an engine that can only count whole prompts: bisection over the legal starts."""
+    starts = [i for i in range(len(history)) if group_start(history, i) == i] if history else [0]
+    low, high, answer = 0, len(starts), None
+    middle = 0  # all of it first: that is the common case
+    while low < high:
+        probe, total = middle, None
+        while probe < high and (total := await measure(starts[probe])) is None:
+            probe += 1
+        if total is not None and total > size:
+            low = probe + 1
+        else:
+            answer = starts[probe] if total is not None else answer
+            high = middle
+        middle = (low + high) // 2
+    return answer
+
+
+async def _nothing_fits(history: list[ChatMessage], measure: _Measure, size: int) -> list[ChatMessage]:
+    """Raises what says best why no message of the history fits."""
+    newest = await measure(last_group(history)) if history else None
+    least = await measure(len(history))
+    if least is not None and least > size:
+        raise PromptTooLong(
+            f"The always-included messages and functions take {least} tokens, and only {size} are free for the prompt: "
+            "shorten them, offer fewer functions, or lower desired_response_tokens."
+        )
+    if newest is not None:
+        raise MessageTooLong(
+            f"The newest message makes a prompt of {newest} tokens, and only {size} are free: shorten it, or lower "
+            "desired_response_tokens."
+        )
+    if isinstance(measure.refusal, PromptTooLong):
+        raise measure.refusal
+    raise ValueError(f"The engine refuses every prompt from this history: {measure.refusal}") from measure.refusal
