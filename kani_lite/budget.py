@@ -34,26 +34,33 @@ class Tail:
         self._texts: list[Any] = []
         self._calls: list[Any] = []
 
-    def sync(self, history: Sequence[ChatMessage], count: Callable[[ChatMessage], int], room: int) -> None:
-        """Makes the counts right for `history`, and reaches back until they exceed `room` tokens."""
+    def sync(self, history: Sequence[ChatMessage], count: Callable[[ChatMessage], int]) -> None:
+        """Makes the counts right for `history`: what is new is counted, what has changed is counted again."""
         self._forget_changed(history)
         for message in history[self.start + len(self._seen) :]:
             self._push(message, count(message))
-        if self.start and self.sums[-1] <= room:
-            back: list[tuple[ChatMessage, int]] = []
-            total = self.sums[-1]
-            while self.start and total <= room:
-                self.start -= 1
-                message = history[self.start]
-                back.append((message, count(message)))
-                total += back[-1][1]
-            counts = [b - a for a, b in zip(self.sums, self.sums[1:], strict=False)]
-            newer = list(zip(self._seen, counts, strict=True))
-            self._clear()
-            for message, tokens in [*reversed(back), *newer]:
-                self._push(message, tokens)
+
+    def reach(self, history: Sequence[ChatMessage], count: Callable[[ChatMessage], int], room: int, at_least: int) -> None:
+        """Counts further back, to `at_least` and on until there are more than `room` tokens."""
+        if not self.start or (self.sums[-1] > room and self.start <= at_least):
+            return
+        back: list[tuple[ChatMessage, int]] = []
+        total = self.sums[-1]
+        while self.start and (total <= room or self.start > at_least):
+            self.start -= 1
+            message = history[self.start]
+            back.append((message, count(message)))
+            total += back[-1][1]
+        counts = [b - a for a, b in zip(self.sums, self.sums[1:], strict=False)]
+        newer = list(zip(self._seen, counts, strict=True))
+        self._clear()
+        for message, tokens in [*reversed(back), *newer]:
+            self._push(message, tokens)
 
     def _forget_changed(self, history: Sequence[ChatMessage]) -> None:
+        if not self._seen:
+            self.start = len(history)
+            return
         known = history[self.start : self.start + len(self._seen)]
         if (
             len(known) == len(self._seen)
@@ -151,8 +158,10 @@ class Budget:
         """
         measure = _Measure(engine, always, history, self._tail, (functions, kwargs))
         try:
-            self._tail.sync(history, engine.message_len, size)
+            self._tail.sync(history, engine.message_len)
+            self._tail.reach(history, engine.message_len, size - self._overhead, last_group(history))
         except NotImplementedError:
+            measure.additive = False
             start = await _search(history, measure, size)
         else:
             start = await self._choose(history, measure, size)
@@ -180,7 +189,10 @@ class Budget:
                 if not history:
                     return None
                 continue
-            earlier = start if blocks else group_start(history, self._tail.fits_from(size - self._overhead))
+            if blocks:
+                return start
+            self._tail.reach(history, measure.engine.message_len, size - self._overhead, start)
+            earlier = group_start(history, self._tail.fits_from(size - self._overhead))
             if earlier >= start or earlier in tried:
                 return start
             start = earlier
