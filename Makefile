@@ -1,0 +1,55 @@
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
+MODEL ?=
+.DEFAULT_GOAL := help
+.PHONY: help chat test lint types bench docs train clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "kani_lite needs Python 3.11 or newer")'
+	$(PYTHON) -m venv $(VENV)
+
+# what a chat needs, and what the tests need besides: each installed once, again when the pins change
+$(VENV)/.chat: $(BIN)/python pyproject.toml constraints.txt
+	@echo "Installing what a chat needs (once) ..."
+	@$(PIP) -e '.[huggingface]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.chat
+	@echo "Installing what the tests need (once) ..."
+	@$(PIP) -e '.[bitsandbytes,dev]'
+	@touch $@
+
+chat: $(VENV)/.chat ## talk to the embedded model (MODEL=name or folder for another)
+	@$(BIN)/kani-lite chat $(MODEL)
+
+test: lint types ## lint, types of the built wheel, all tests
+	$(BIN)/pytest --cov --cov-report=term:skip-covered
+
+lint: $(VENV)/.dev ## ruff: rules and format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# a type checker follows the mapping of folders to packages only in an install, so the built wheel is checked
+types: $(VENV)/.dev ## mypy --strict on the built wheel
+	@rm -rf build/wheel build/types
+	@$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation -w build/wheel .
+	@$(BIN)/python -m pip install --quiet --no-deps --target build/types build/wheel/*.whl
+	cd build/types && $(abspath $(BIN))/mypy --config-file ../../pyproject.toml -p kani_lite
+
+bench: $(VENV)/.dev ## run the benchmarks
+	@$(PIP) -r benchmarks/requirements.txt
+	$(BIN)/python benchmarks/trim.py
+
+docs: $(VENV)/.dev ## run every code block of the docs
+	$(BIN)/pytest -q tests/test_docs.py
+
+train: $(VENV)/.dev ## train the embedded model again (over an hour)
+	$(BIN)/python -m engines.nano.training.train
+
+clean: ## remove what was built and installed
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage *.egg-info
