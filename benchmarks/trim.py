@@ -18,10 +18,11 @@ from statistics import median
 from typing import Any
 
 import anyio
+from machine import describe
+
 from kani_lite import ChatMessage, Kani
 from kani_lite.engines import HuggingEngine
 from kani_lite.engines.nano import WEIGHTS
-from machine import describe
 
 MESSAGES, CONTEXT, RESERVE, ROUNDS = 800, 4096, 256, 20
 
@@ -30,14 +31,38 @@ def make_model(folder: str) -> None:
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     AutoTokenizer.from_pretrained(WEIGHTS).save_pretrained(folder)
-    config = LlamaConfig(vocab_size=1024, hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=1)
+    config = LlamaConfig(
+        vocab_size=1024, hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=1
+    )
     config.max_position_embeddings, config.eos_token_id, config.tie_word_embeddings = CONTEXT, 2, True
     LlamaForCausalLM(config).save_pretrained(folder)
 
 
 def texts() -> list[str]:
     rng = random.Random(0)
-    words = "the weather in Paris is sunny and my name is Ada so please remember that room 42 has a blue lamp".split()
+    words = [
+        "the",
+        "weather",
+        "in",
+        "Paris",
+        "is",
+        "sunny",
+        "and",
+        "my",
+        "name",
+        "is",
+        "Ada",
+        "so",
+        "please",
+        "remember",
+        "that",
+        "room",
+        "42",
+        "has",
+        "a",
+        "blue",
+        "lamp",
+    ]
     return [" ".join(rng.choices(words, k=rng.randint(20, 60))) for _ in range(MESSAGES + 2 * ROUNDS)]
 
 

@@ -108,4 +108,4 @@ class BaseEngine(ABC):
 
     async def close(self) -> None:
         """Frees what the engine holds. It can't be used afterwards."""
-        return None
+        return

@@ -4,6 +4,7 @@ LlamaEngine, for Llama 2, is made the same way. Here the format is ChatML, writt
 """
 
 import anyio
+
 from kani_lite import AIFunction, ChatMessage, ChatRole, Kani
 from kani_lite.engines import HuggingEngine
 from kani_lite.engines.nano import WEIGHTS
@@ -12,7 +13,12 @@ from kani_lite.engines.nano import WEIGHTS
 class HandWrittenChatML(HuggingEngine):
     """Renders each message by itself, so the length of a prompt is the sum of the lengths of its messages."""
 
-    NAMES = {ChatRole.SYSTEM: "system", ChatRole.USER: "user", ChatRole.ASSISTANT: "assistant", ChatRole.FUNCTION: "user"}
+    NAMES = {
+        ChatRole.SYSTEM: "system",
+        ChatRole.USER: "user",
+        ChatRole.ASSISTANT: "assistant",
+        ChatRole.FUNCTION: "user",
+    }
 
     def render(self, message: ChatMessage) -> str:
         return f"<|im_start|>{self.NAMES[message.role]}\n{message.text or ''}<|im_end|>\n"

@@ -1,6 +1,7 @@
 """A conversation of two rounds with the embedded model: no download, no key."""
 
 import anyio
+
 from kani_lite import Kani
 from kani_lite.engines import NanoEngine
 

@@ -3,6 +3,7 @@
 from typing import Annotated
 
 import anyio
+
 from kani_lite import AIParam, ChatRole, Kani, ai_function
 from kani_lite.engines import NanoEngine
 

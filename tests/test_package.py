@@ -9,9 +9,10 @@ import tomllib
 import zipfile
 from pathlib import Path
 
+import pytest
+
 import kani_lite
 import kani_lite.engines
-import pytest
 
 ROOT = Path(__file__).parent.parent
 ROOMS = {"kani_lite": "kani_lite", "engines": "kani_lite/engines", "prompts": "kani_lite/prompts"}
@@ -52,7 +53,9 @@ def test_list_of_packages_is_complete() -> None:
     assert set(listed) == found
 
 
-@pytest.mark.parametrize("module", ["kani_lite", "kani_lite.engines", "kani_lite.engines.base", "kani_lite.prompts.parsing"])
+@pytest.mark.parametrize(
+    "module", ["kani_lite", "kani_lite.engines", "kani_lite.engines.base", "kani_lite.prompts.parsing"]
+)
 def test_core_imports_nothing_heavy(module: str) -> None:
     code = f"import sys, {module}; print(*[m for m in ('torch', 'transformers', 'vllm', 'rich', 'prompt_toolkit') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd="/")

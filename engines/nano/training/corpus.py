@@ -29,7 +29,8 @@ def render_tool(tool: dict[str, Any]) -> str:
 
 def render_assistant(m: Message) -> str:
     calls = [
-        "<tool_call>\n" + json.dumps({"name": c["function"]["name"], "arguments": c["function"]["arguments"]}, ensure_ascii=False)
+        "<tool_call>\n"
+        + json.dumps({"name": c["function"]["name"], "arguments": c["function"]["arguments"]}, ensure_ascii=False)
         + "\n</tool_call>"
         for c in m.get("tool_calls", [])
     ]

@@ -77,7 +77,9 @@ def evaluate(
             if not exact and show > 0:
                 show -= 1
                 wrong = next(i for i in span if not right[i])
-                print(f"[{skill}] {tokenizer.decode(ids[max(0, span[0] - 40) : span[-1] + 1], skip_special_tokens=False)}")
+                print(
+                    f"[{skill}] {tokenizer.decode(ids[max(0, span[0] - 40) : span[-1] + 1], skip_special_tokens=False)}"
+                )
                 print(f"    first wrong token: {tokenizer.decode([ids[wrong]])!r} at {wrong - span[0]}\n")
     return {k: (sum(v), len(v)) for k, v in sorted(score.items())}
 

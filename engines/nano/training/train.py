@@ -29,6 +29,7 @@ from .tokenizer import train_tokenizer
 
 HERE = Path(__file__).resolve().parent
 VOCABULARY, CONTEXT = 1024, 2048
+SHORT_STEPS = 1020  # at first only short dialogues: copying is learnt sooner
 WIDTHS = [128, 192, 256, 320, 448, 576, 768, 1024, 2048]
 Batch = tuple[torch.Tensor, torch.Tensor]
 
@@ -100,7 +101,7 @@ def train(model: LlamaForCausalLM, tokenizer: Tokenizer, steps: int, tokens: int
     model.train()
     body = torch.compile(model.model, dynamic=False)
     for step in range(steps):
-        batch = next(short if step < 0.12 * steps else full)
+        batch = next(short if step < SHORT_STEPS else full)
         seen += batch[0].numel()
         loss = loss_of(model, body, batch)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -113,7 +114,10 @@ def train(model: LlamaForCausalLM, tokenizer: Tokenizer, steps: int, tokens: int
         mean = loss.item() if step == 0 else 0.98 * mean + 0.02 * loss.item()
         if step % 100 == 99:
             seconds = time.monotonic() - started
-            print(f"step {step + 1}/{steps} loss {mean:.4f} {seen / seconds:.0f} tokens/s {seconds / 60:.1f} min", flush=True)
+            print(
+                f"step {step + 1}/{steps} loss {mean:.4f} {seen / seconds:.0f} tokens/s {seconds / 60:.1f} min",
+                flush=True,
+            )
         if step % 1000 == 999:
             model.eval()
             scores = evaluate(model, tokenizer, seed=10_000, count=200)
@@ -125,7 +129,9 @@ def train(model: LlamaForCausalLM, tokenizer: Tokenizer, steps: int, tokens: int
 def save(model: LlamaForCausalLM, tokenizer: Tokenizer, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     names = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=CONTEXT, clean_up_tokenization_spaces=False, **names)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, model_max_length=CONTEXT, clean_up_tokenization_spaces=False, **names
+    )
     fast.chat_template = (HERE / "chat_template.jinja").read_text()
     fast.save_pretrained(out)
     half = LlamaForCausalLM(model.config)
@@ -138,7 +144,7 @@ def save(model: LlamaForCausalLM, tokenizer: Tokenizer, out: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=WEIGHTS)
-    parser.add_argument("--steps", type=int, default=8500)
+    parser.add_argument("--steps", type=int, default=5200)
     parser.add_argument("--tokens", type=int, default=6144, help="tokens in a batch")
     parser.add_argument("--rate", type=float, default=3e-3)
     parser.add_argument("--threads", type=int, default=2)

@@ -1,0 +1,114 @@
+"""How the next token is chosen: one value type that every engine accepts."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+# names that transformers (and so programs written for kani) use, and ours
+_ALIASES = {
+    "max_new_tokens": "max_tokens",
+    "max_completion_tokens": "max_tokens",
+    "min_new_tokens": "min_tokens",
+    "stop_strings": "stop",
+}
+
+
+class SamplingParams(BaseModel):
+    """What decides the next token, and when to stop.
+
+    Only fields that were given count as set, so values merge: an engine's over the model's, a call's over the engine's.
+    A field that nobody set is taken from the model's own `generation_config`, which also says whether it is greedy or
+    sampled. Naming `top_p`, `top_k` or `min_p` asks for sampling, at temperature 1 if none is given.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    temperature: float = Field(default=1.0, ge=0.0, allow_inf_nan=False)
+    """Divides the logits; 0 takes the most likely token each time."""
+    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
+    """Keeps the most likely tokens that together have this probability."""
+    top_k: int | None = None
+    """Keeps this many of the most likely tokens; None, 0 and -1 keep all."""
+    min_p: float = Field(default=0.0, ge=0.0, le=1.0)
+    """Drops tokens less likely than this share of the most likely one's probability."""
+    max_tokens: int | None = Field(default=None, ge=1)
+    """The most tokens of a reply; None: until the context is full."""
+    min_tokens: int = Field(default=0, ge=0)
+    """No end of the reply before this many tokens."""
+    repetition_penalty: float = Field(default=1.0, gt=0.0, allow_inf_nan=False)
+    """Above 1 makes tokens of the prompt and of the reply less likely (Keskar et al. 2019, section 4.1)."""
+    frequency_penalty: float = Field(default=0.0, allow_inf_nan=False)
+    """Taken from a token's logit for each time that it is in the reply."""
+    presence_penalty: float = Field(default=0.0, allow_inf_nan=False)
+    """Taken from a token's logit once it is in the reply."""
+    seed: int | None = None
+    """The same seed gives the same reply on the same machine."""
+    stop: list[str] = Field(default_factory=list)
+    """The reply ends before any of these texts. One text alone is accepted."""
+    ignore_eos: bool = False
+    """Goes on after the model's end token, up to `max_tokens`."""
+
+    @field_validator("top_k")
+    @classmethod
+    def _off_is_none(cls, value: int | None) -> int | None:
+        if value is not None and value < -1:
+            raise ValueError("top_k is a number of tokens; 0, -1 or None switch it off")
+        return None if value in (0, -1) else value
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return [] if value is None else [value] if isinstance(value, str) else value
+
+    @field_validator("stop")
+    @classmethod
+    def _no_empty_stop(cls, value: list[str]) -> list[str]:
+        if "" in value:
+            raise ValueError("an empty stop text would end every reply at once")
+        return value
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the most likely token is taken each time."""
+        return self.temperature == 0.0
+
+    def merged(self, other: SamplingParams | None) -> Self:
+        """These values, with those that were explicitly set in `other`, and are not None, in their place. `top_k`
+        is the exception: switching it off explicitly counts."""
+        if other is None:
+            return self
+        given = {name: getattr(other, name) for name in sorted(other.model_fields_set)}
+        return self.model_copy(update={k: v for k, v in given.items() if v is not None or k == "top_k"})
+
+    @classmethod
+    def accepted_names(cls) -> list[str]:
+        """Every name that `from_kwargs` takes."""
+        return sorted([*cls.model_fields, *_ALIASES, "do_sample"])
+
+    @classmethod
+    def from_kwargs(cls, **hyperparams: Any) -> Self:
+        """The same from loose arguments, in our names or in those of transformers.
+
+        `do_sample=False` means temperature 0; `do_sample=True` alone means temperature 1. Arguments that are None count
+        as not given. Raises TypeError for a name that is unknown or given twice under two names, and pydantic's
+        ValidationError (a ValueError) for a value out of range.
+        """
+        values: dict[str, Any] = {}
+        do_sample = hyperparams.pop("do_sample", None)
+        for name, value in hyperparams.items():
+            field = _ALIASES.get(name, name)
+            if field not in cls.model_fields:
+                accepted = ", ".join(cls.accepted_names())
+                raise TypeError(f"Unknown sampling parameter {name}={value!r}. Accepted are: {accepted}.")
+            if value is None:
+                continue
+            if field in values:
+                raise TypeError(f"{field} is given twice: {name}={value!r} is another name of it.")
+            values[field] = value
+        if do_sample is False:
+            values["temperature"] = 0.0
+        elif do_sample is True and not values.get("temperature"):
+            values["temperature"] = 1.0
+        return cls(**values)
