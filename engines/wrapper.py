@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable
-from contextlib import aclosing
 from typing import Any
+
+import anyio
 
 from kani_lite.events import Delta
 from kani_lite.functions import AIFunction
@@ -49,9 +50,14 @@ class WrapperEngine(BaseEngine):
     async def stream(
         self, messages: list[ChatMessage], functions: list[AIFunction] | None = None, **hyperparams: Any
     ) -> AsyncIterator[str | Delta | BaseCompletion]:
-        async with aclosing(self.engine.stream(messages, functions, **hyperparams)) as stream:  # type: ignore[type-var]
+        stream = self.engine.stream(messages, functions, **hyperparams)
+        try:
             async for item in stream:
                 yield item
+        finally:
+            if (close := getattr(stream, "aclose", None)) is not None:
+                with anyio.CancelScope(shield=True):
+                    await close()
 
     async def close(self) -> None:
         await self.engine.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import groupby
 
 from .messages import ChatMessage, ChatRole, FunctionCall, ReasoningPart
 
@@ -15,13 +16,16 @@ def all_message_contents(msg: ChatMessage) -> str | None:
 
 
 def assistant_message_contents(msg: ChatMessage, show_reasoning: bool = True, color: bool = True) -> str | None:
-    """The text of the model's messages, its reasoning (in grey) on a line before."""
+    """The text of the model's messages; its reasoning (in grey) on lines of its own, where it stands in the message."""
     if msg.role is not ChatRole.ASSISTANT:
         return None
-    reasoning = "".join(p.content for p in msg.parts if isinstance(p, ReasoningPart)) if show_reasoning else ""
-    if not reasoning:
+    if not show_reasoning or not any(isinstance(p, ReasoningPart) for p in msg.parts):
         return msg.text
-    return (f"{_GREY}{reasoning}{_RESET}" if color else reasoning) + "\n" + (msg.text or "")
+    lines = []
+    for is_reasoning, parts in groupby(msg.parts, lambda p: isinstance(p, ReasoningPart)):
+        text = "".join(p.content if isinstance(p, ReasoningPart) else str(p) for p in parts)
+        lines.append(f"{_GREY}{text}{_RESET}" if is_reasoning and color and text else text)
+    return "\n".join(filter(None, lines))
 
 
 def assistant_message_thinking(msg: ChatMessage, show_args: bool = False) -> str | None:

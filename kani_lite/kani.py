@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 import anyio
@@ -19,9 +19,13 @@ from .formatters import assistant_message_contents
 from .functions import AIFunction, result_to_content, truncate_text
 from .limits import Limits
 from .messages import ChatMessage, ChatRole, FunctionCall, QueryType
+from .model_stream import ModelStream
 from .rounds import OnBroken, Round, RoundOptions
 from .streaming import StreamManager
-from .views import StreamsView, View, as_event, as_message, message_stream, text_of
+from .views import Reader, StreamsView, View, as_event, as_message, message_stream, reply, text_of
+
+if TYPE_CHECKING:
+    from .saving import PathLike, SaveFormat
 
 Approve = Callable[[AIFunction, dict[str, Any]], bool | str | Awaitable[bool | str]]
 """Asked before a function runs, with its validated arguments: True to run it; False, or the reason, to refuse."""
@@ -106,11 +110,10 @@ class Kani:
     async def chat_round(self, query: QueryType, **kwargs: Any) -> ChatMessage:
         """One message of the user, one of the model, no functions. `kwargs` go to the engine."""
         self._warn_unused_functions(kwargs)
-        view = View(self._new_round(query, False, False, None, kwargs), as_message)
-        messages = [message async for message in view]
-        if not messages:
+        message = await reply(self._new_round(query, False, False, None, kwargs))
+        if message is None:
             raise TimeoutError(f"The model did not answer within {self.limits.round_seconds} seconds.")
-        return messages[0]
+        return message
 
     async def chat_round_str(self, query: QueryType, **kwargs: Any) -> str:
         """The text of `chat_round`'s message."""
@@ -119,7 +122,7 @@ class Kani:
     def chat_round_stream(self, query: QueryType, **kwargs: Any) -> StreamManager:
         """`chat_round` as a stream: iterate it for the tokens, await it for the message."""
         self._warn_unused_functions(kwargs)
-        return message_stream(self._new_round(query, True, False, None, kwargs), to_end=True)
+        return message_stream(Reader(self._new_round(query, True, False, None, kwargs)), to_end=True)
 
     def full_round(self, query: QueryType, *, max_function_rounds: int | None = None, **kwargs: Any) -> View[ChatMessage]:
         """One message of the user, then the model's and the functions' messages until the model is done."""
@@ -170,20 +173,17 @@ class Kani:
         functions = self.get_enabled_functions() if include_functions else None
         return await self.engine.predict(messages, functions or None, **kwargs)
 
-    async def get_model_stream(
+    def get_model_stream(
         self, include_functions: bool = True, **kwargs: Any
     ) -> AsyncIterator[str | Delta | BaseCompletion]:
         """What the model says next, piece by piece, and its completion last. Does not change the history."""
-        messages = await self.get_prompt(include_functions=include_functions, **kwargs)
-        functions = self.get_enabled_functions() if include_functions else None
-        stream = self.engine.stream(messages, functions or None, **kwargs)
-        try:
-            async for item in stream:
-                yield item
-        finally:
-            if (close := getattr(stream, "aclose", None)) is not None:
-                with anyio.CancelScope(shield=True):
-                    await close()
+
+        async def begin() -> AsyncIterator[str | Delta | BaseCompletion]:
+            messages = await self.get_prompt(include_functions=include_functions, **kwargs)
+            functions = self.get_enabled_functions() if include_functions else None
+            return self.engine.stream(messages, functions or None, **kwargs)
+
+        return ModelStream(begin)
 
     async def get_prompt(self, include_functions: bool = True, **kwargs: Any) -> list[ChatMessage]:
         """The messages of the next prompt: the always-included ones, and as many of the newest as fit. Override it to
@@ -284,6 +284,32 @@ class Kani:
     async def add_to_history(self, message: ChatMessage) -> None:
         """Puts any message in the history: the place to override for logging or storing."""
         self.chat_history.append(message)
+
+    def save(self, fp: PathLike, *, save_format: SaveFormat | None = None, **kwargs: Any) -> None:
+        """Writes the always-included messages and the history to a file: all of them, or the file stays as it was.
+
+        :param fp: an existing file is replaced
+        :param save_format: "json", or "kani", a ZIP that also has the bytes of images and the like; by default "json"
+            if the name ends in .json, otherwise "kani"
+        :param kwargs: for pydantic's `model_dump_json`
+        """
+        from .saving import save
+
+        save(fp, self, save_format=save_format, **kwargs)
+
+    def load(self, fp: PathLike, **kwargs: Any) -> None:
+        """Replaces the always-included messages and the history by those of a file that `save`, or kani, wrote.
+
+        :param fp: the file; what is in it decides how it is read
+        :param kwargs: `max_bytes` (1 GiB: the most that a file may hold); the rest is for pydantic's
+            `model_validate_json`
+        :raises KaniException: it can't be loaded; the chat is then as it was
+        """
+        from .saving import load
+
+        saved = load(fp, **kwargs)
+        self.always_included_messages = saved.always_included_messages
+        self.chat_history = saved.chat_history
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(engine={type(self.engine).__name__}, {len(self.chat_history)} messages)"

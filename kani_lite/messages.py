@@ -6,7 +6,7 @@ import enum
 import json
 import warnings
 from abc import ABC
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Annotated, Any, ClassVar, Self, TypeAlias
 from uuid import uuid4
@@ -17,6 +17,12 @@ from pydantic import Field, SerializeAsAny
 from .exceptions import MissingMessagePartType
 
 MESSAGEPART_TYPE_KEY = "__kani_messagepart_type__"
+
+# what both have is saved under kani's name, so that kani loads our files; we load it by either name
+_KANI_NAMES = {
+    "kani_lite.messages.TextPart": "kani.parts.text.TextPart",
+    "kani_lite.messages.ReasoningPart": "kani.parts.reasoning.ReasoningPart",
+}
 
 
 class BaseModel(pydantic.BaseModel):
@@ -53,6 +59,11 @@ class FunctionCall(BaseModel):
             self.__dict__.pop("kwargs", None)
         super().__setattr__(name, value)
 
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        copied = super().model_copy(update=update, deep=deep)
+        copied.__dict__.pop("kwargs", None)  # of the old arguments, and its dict would be shared
+        return copied
+
     @classmethod
     def with_args(cls, name: str, /, **kwargs: Any) -> Self:
         return cls(name=name, arguments=json.dumps(kwargs))
@@ -78,18 +89,22 @@ class MessagePart(BaseModel, ABC):
     """Base of everything but plain text that a message can hold. A subclass is registered by its qualified name, so
     that saved chats can be loaded again; override `__str__` to say what a text-only model sees of it."""
 
-    extra: dict[str, Any] = {}
+    extra: dict[str, Any] = Field(default_factory=dict)  # a default of {} would be copied deeply each time
 
     registry: ClassVar[dict[str, type[MessagePart]]] = {}
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
         super().__pydantic_init_subclass__(**kwargs)
-        MessagePart.registry[cls._type_key()] = cls
+        MessagePart.registry[cls._type_key()] = MessagePart.registry[cls._qualified_name()] = cls
+
+    @classmethod
+    def _qualified_name(cls) -> str:
+        return f"{cls.__module__}.{cls.__qualname__}"
 
     @classmethod
     def _type_key(cls) -> str:
-        return f"{cls.__module__}.{cls.__qualname__}"
+        return _KANI_NAMES.get(cls._qualified_name(), cls._qualified_name())
 
     def _get_typekey_dict(self) -> dict[str, str]:
         return {MESSAGEPART_TYPE_KEY: self._type_key()}
@@ -100,17 +115,20 @@ class MessagePart(BaseModel, ABC):
 
     @pydantic.model_validator(mode="wrap")
     @classmethod
-    def _by_type_key(cls, value: Any, handler: pydantic.ModelWrapValidatorHandler[Self]) -> Any:
+    def _by_type_key(
+        cls, value: Any, handler: pydantic.ModelWrapValidatorHandler[Self], info: pydantic.ValidationInfo
+    ) -> Any:
         if not isinstance(value, dict) or MESSAGEPART_TYPE_KEY not in value:
             return handler(value)
         rest = dict(value)
         key = rest.pop(MESSAGEPART_TYPE_KEY)
-        part_type = MessagePart.registry.get(key)
+        part_type = MessagePart.registry.get(key) if isinstance(key, str) else None
         if part_type is None:
             raise MissingMessagePartType(
-                key, f"A part of type {key!r} was saved here, but no such class is defined. Import its module, then load."
+                str(key),
+                f"A part of type {key!r} was saved here, but no such class is defined. Import its module, then load.",
             )
-        return handler(rest) if part_type is cls else part_type.model_validate(rest)
+        return handler(rest) if part_type is cls else part_type.model_validate(rest, context=info.context)
 
     def __str__(self) -> str:
         warnings.warn(
@@ -139,10 +157,6 @@ class ReasoningPart(MessagePart):
         return ""
 
 
-# files written by kani name its own classes
-MessagePart.registry["kani.parts.text.TextPart"] = TextPart
-MessagePart.registry["kani.parts.reasoning.ReasoningPart"] = ReasoningPart
-
 MessagePartType: TypeAlias = MessagePart | str
 QueryType: TypeAlias = str | Sequence[MessagePart | str] | None
 _Content = str | list[Annotated[SerializeAsAny[MessagePart], Field()] | str] | None
@@ -157,7 +171,7 @@ class ChatMessage(BaseModel):
     tool_call_id: str | None = None
     tool_calls: list[ToolCall] | None = None
     is_tool_call_error: bool | None = None
-    extra: dict[str, Any] = {}
+    extra: dict[str, Any] = Field(default_factory=dict)  # a default of {} would be copied deeply each time
 
     @pydantic.model_validator(mode="before")
     @classmethod
@@ -209,10 +223,14 @@ class ChatMessage(BaseModel):
 
     @classmethod
     def function(
-        cls, name: str | None, content: _Content | Sequence[MessagePart | str], tool_call_id: str | None = None, **kwargs: Any
+        cls,
+        name: str | None,
+        content: _Content | Sequence[MessagePart | str],
+        tool_call_id: str | None = None,
+        **kwargs: Any,
     ) -> Self:
         made = {"name": name, "content": content, "tool_call_id": tool_call_id, **kwargs}
-        return cls(role=ChatRole.FUNCTION, **made)  # type: ignore[arg-type]  # a tuple is coerced
+        return cls(role=ChatRole.FUNCTION, **made)
 
     def copy_with(self, **new_values: Any) -> Self:
         """A shallow copy with these fields replaced; `text=` or `parts=` stand for `content=`, `function_call=` for

@@ -2,50 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator
-from typing import Any, Self
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Generator, Iterator
+from functools import partial
+from typing import Any, Protocol, Self
 
 import anyio
 
 from .engines.base import BaseCompletion, Completion
 from .messages import ChatMessage, ChatRole
+from .model_stream import close, first_item, first_of_ours
+
+
+After = Callable[[BaseCompletion], Awaitable[Any]]
+
+
+class Lock(Protocol):
+    """What a stream needs of a lock: those of anyio, asyncio and trio have it."""
+
+    async def acquire(self) -> object: ...
+
+    def release(self) -> object: ...
+
+
+_END: Any = object()
 
 
 class StreamManager:
-    """Iterate it for the tokens of one message, or await it for the message; both can be done, in any order.
+    """Iterate it for the tokens of one message, or await it for the message; both can be done, in any order or at once.
 
     Tokens can be iterated once. Whoever waits for the message also gets the error if the stream breaks.
     """
 
     def __init__(
         self,
-        stream_iter: AsyncIterator[Any],
+        stream_iter: AsyncIterable[Any],
         role: ChatRole,
         *,
-        after: Callable[[BaseCompletion], Awaitable[Any]] | None = None,
-        lock: anyio.Lock | None = None,
+        after: After | None = None,
+        lock: Lock | None = None,
     ) -> None:
         """
         :param stream_iter: yields `str` tokens and, last if at all, a BaseCompletion
         :param role: of the message; known before it is
         :param after: awaited with the completion before anyone gets it
-        :param lock: held from the first token to the end
+        :param lock: held from the first token to the end. An anyio.Lock can be released only by the task that took it:
+            where several tasks read the stream, give an `anyio.Semaphore(1)`
         """
+        self._setup(role, aiter(stream_iter))
+        self._gen = self._pump(after, lock)
+
+    def _setup(self, role: ChatRole, source: Any) -> None:
         self.role = role
-        self._iter = stream_iter
-        self._after = after
-        self._lock = lock
-        self._locked = False
+        self._source = source  # what closing this closes
         self._iterated = False
         self._tokens: list[str] = []
         self._completion: BaseCompletion | None = None
-        self._error: BaseException | None = None
-        self._ended = False
-        self._reading = anyio.Lock(fast_acquire=True)
+        self._ended = self._started = False
+        self._waiting: list[anyio.Event] = []
+        # what reads the stream: a generator, because that costs least at each token
+        self._gen: AsyncGenerator[str, None] | _Broken
 
     def __aiter__(self) -> AsyncIterator[str]:
         if self._iterated:
-            raise RuntimeError("The tokens of this stream were iterated before: await `message()` for the whole message.")
+            raise RuntimeError("The tokens of this stream were iterated before: await `message()` for all of it.")
         self._iterated = True
         return _Tokens(self)
 
@@ -58,17 +77,23 @@ class StreamManager:
 
     async def completion(self) -> BaseCompletion:
         """The completion, once the message is complete."""
-        while await self._next() is not None:
+        try:
+            while True:
+                await self._next()
+        except StopAsyncIteration:
             pass
         if self._completion is None:
-            raise self._error or RuntimeError("The stream was closed before its message was complete.")
+            raise RuntimeError("The stream was closed before its message was complete.")
         return self._completion
 
     async def aclose(self) -> None:
         """Ends the stream: the model stops."""
-        async with self._reading:
-            if not self._ended:
-                await self._finish(RuntimeError("The stream was closed before its message was complete."))
+        while self._gen.ag_running:
+            await self._other_reader()
+        if not self._ended:
+            await self._gen.aclose()
+            self._end(RuntimeError("The stream was closed before its message was complete."))
+            await close(self._source)
 
     async def __aenter__(self) -> Self:
         return self
@@ -76,85 +101,136 @@ class StreamManager:
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
-    async def _next(self) -> str | None:
-        """The next token, None at the end. One reader at a time; all readers get the error."""
-        async with self._reading:
-            if self._ended:
-                if self._error is not None:
-                    raise self._error
-                return None
-            try:
-                if self._lock is not None and not self._locked:
-                    await self._lock.acquire()
-                    self._locked = True
-                token = await self._read()
-                if token is None:
-                    await self._end_well()
-            except BaseException as e:
-                await self._finish(e)
-                raise
-            return token
+    async def _next(self, tokens: _Tokens | None = None) -> str:
+        """The next token of the stream; for an iteration, the next that it has not given yet. One reader at a time; all
+        readers get the error. Raises StopAsyncIteration at the end."""
+        while self._gen.ag_running:
+            await self._other_reader()
+        if tokens is not None:
+            tokens.at += 1
+            if tokens.at <= len(self._tokens):
+                return self._tokens[tokens.at - 1]
+        if self._started or isinstance(self._gen, _Broken):
+            return await self._gen.__anext__()
+        self._started = True
+        return await first_of_ours(self._gen)
 
-    async def _read(self) -> str | None:
-        async for item in self._iter:
-            if isinstance(item, BaseCompletion):
-                self._completion = item
-                async for extra in self._iter:
-                    raise RuntimeError(f"A stream's completion has to be its last element, but {extra!r} follows.")
-                return None
-            if not isinstance(item, str):
-                raise TypeError(f"A stream yields str and a BaseCompletion, not {type(item).__name__}: {item!r}")
-            self._tokens.append(item)
-            return item
-        return None
+    async def _other_reader(self) -> None:
+        changed = anyio.Event()
+        self._waiting.append(changed)
+        await changed.wait()
 
-    async def _end_well(self) -> None:
-        if self._completion is None:
-            self._completion = Completion(ChatMessage(role=self.role, content="".join(self._tokens).strip()))
-        if self._after is not None:
-            await self._after(self._completion)
-        await self._finish(None)
+    def _wake(self) -> None:
+        for event in self._waiting:
+            event.set()
+        self._waiting.clear()
 
-    async def _finish(self, error: BaseException | None) -> None:
+    async def _pump(self, after: After | None, lock: Lock | None) -> AsyncGenerator[str, None]:
+        """The tokens; at the end the completion is set. Whoever closes this finds nothing to wait for in it."""
+        read = partial(first_item, self._source)
+        last: Any = None
+        try:
+            if lock is not None:
+                await lock.acquire()
+                self._release = lock.release
+            while (item := await _or_none(read)) is not None:
+                read = self._source.__anext__
+                if last is not None:
+                    raise RuntimeError(f"A stream's completion has to be its last element, but {item!r} follows.")
+                if isinstance(item, BaseCompletion):
+                    last = item
+                    continue
+                if not isinstance(item, str):
+                    raise TypeError(f"A stream yields str and a BaseCompletion, not {type(item).__name__}: {item!r}")
+                self._tokens.append(item)
+                self._wake()
+                yield item
+            if last is None:
+                last = Completion(ChatMessage(role=self.role, content="".join(self._tokens).strip()))
+            if after is not None:
+                await after(last)
+            self._completion = last
+            self._end(None)
+        except GeneratorExit:
+            raise
+        except BaseException as e:
+            await close(self._source)
+            self._end(e)
+            raise
+
+    _release: Callable[[], object] | None = None  # of the lock, while it is held
+
+    def _end(self, error: BaseException | None) -> None:
         self._ended = True
         if error is not None:
-            self._completion = None
             # who waits for the message in another task is not cancelled by the cancelling of this one
             cancelled = not isinstance(error, Exception)
-            self._error = RuntimeError("The stream was broken off before its message was complete.") if cancelled else error
-        try:
-            if error is not None and (close := getattr(self._iter, "aclose", None)) is not None:
-                with anyio.CancelScope(shield=True):
-                    await close()
-        finally:
-            if self._lock is not None and self._locked:
-                self._locked = False
-                self._lock.release()
+            broken = RuntimeError("The stream was broken off before its message was complete.")
+            self._gen = _Broken(broken if cancelled else error)
+        if self._release is not None:
+            self._release, release = None, self._release
+            release()
+        self._wake()
+
+
+async def _or_none(read: Callable[[], Awaitable[Any]]) -> Any:
+    try:
+        return await read()
+    except StopAsyncIteration:
+        return None
+
+
+class _Broken:
+    """In place of what reads a stream, when that broke."""
+
+    ag_running = False
+
+    def __init__(self, error: BaseException) -> None:
+        self._error = error
+
+    async def __anext__(self) -> str:
+        raise self._error
+
+    async def aclose(self) -> None: ...
 
 
 class _Tokens:
     """The one iteration over a stream's tokens."""
 
     def __init__(self, stream: StreamManager) -> None:
-        self._next = stream._next
+        self._stream = stream
+        self.at = 0  # how many it has given
 
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> str:
-        token = await self._next()
-        if token is None:
-            raise StopAsyncIteration
-        return token
+    def __anext__(self) -> Awaitable[str]:
+        stream = self._stream
+        gen = stream._gen
+        if self.at and self.at == len(stream._tokens) and not gen.ag_running:
+            self.at += 1
+            return gen.__anext__()
+        return stream._next(self)
 
 
 class DummyStream(StreamManager):
     """A message that is complete already, as a stream of one token."""
 
     def __init__(self, message: ChatMessage) -> None:
-        async def items() -> AsyncIterator[Any]:
-            if message.text is not None:
-                yield message.text
-            yield Completion(message)
+        super().__init__(_Items(message), message.role)
 
-        super().__init__(items(), message.role)
+
+class _Items:
+    """What a DummyStream is made of."""
+
+    def __init__(self, message: ChatMessage) -> None:
+        text = [] if message.text is None else [message.text]
+        self._items: Iterator[str | BaseCompletion] = iter([*text, Completion(message)])
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> str | BaseCompletion:
+        for item in self._items:
+            return item
+        raise StopAsyncIteration

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import anyio
+
 from kani_lite import AIFunction, ChatMessage, ToolCall
 from kani_lite.engines import BaseCompletion, BaseEngine, Completion
 from kani_lite.events import Delta
