@@ -7,10 +7,9 @@ engine's count of the whole prompt then decides.
 
 from __future__ import annotations
 
-import inspect
 from bisect import bisect_left
 from collections.abc import Awaitable, Callable, Sequence
-from operator import is_
+from operator import attrgetter, is_
 from typing import TYPE_CHECKING, Any
 
 from .engines.base import BaseEngine
@@ -23,6 +22,9 @@ if TYPE_CHECKING:
 BLOCK_SHARE = 0.75
 """An engine that reuses its prefix fills its context to this share when history is dropped, so that the start of the
 prompt then stays the same for many rounds."""
+
+_content, _tool_calls = attrgetter("content"), attrgetter("tool_calls")
+
 
 class Tail:
     """Token counts of the newest messages of a history, from some point on to the end."""
@@ -62,11 +64,14 @@ class Tail:
             self.start = len(history)
             return
         known = history[self.start : self.start + len(self._seen)]
+        if known:  # what was taken off the end is forgotten; the rest may be as it was
+            kept = len(known)
+            del self._seen[kept:], self._texts[kept:], self._calls[kept:], self.sums[kept + 1 :]
         if (
-            len(known) == len(self._seen)
+            known
             and all(map(is_, known, self._seen))
-            and [m.content for m in known] == self._texts
-            and [_call_texts(m) if m.tool_calls else m.tool_calls for m in known] == self._calls
+            and list(map(_content, known)) == self._texts
+            and self._calls_of(known) == self._calls
         ):
             return
         # keep what is unchanged at the front; if not even the first is, count anew from the end
@@ -80,6 +85,14 @@ class Tail:
             self.start = len(history)
         else:
             del self._seen[same:], self._texts[same:], self._calls[same:], self.sums[same + 1 :]
+
+    def _calls_of(self, known: Sequence[ChatMessage]) -> list[Any]:
+        # few messages have calls, so the others cost as little as can be
+        calls: list[Any] = list(map(_tool_calls, known))
+        for index, message in enumerate(known) if any(calls) else ():
+            if calls[index]:
+                calls[index] = _call_texts(message)
+        return calls
 
     def _clear(self) -> None:
         self._seen, self._texts, self._calls, self.sums = [], [], [], [0]
@@ -164,6 +177,11 @@ class Budget:
             measure.additive = False
             start = await _search(history, measure, size)
         else:
+            if measure.additive and not self._tail.start:
+                self._overhead = sum(map(engine.message_len, always))
+                if self._overhead + self._tail.sums[-1] <= size:  # all of it: the common case
+                    self._cut = None
+                    return [*always, *history]
             start = await self._choose(history, measure, size)
         if start is None:
             return await _nothing_fits(history, measure, size)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import deque
+from collections.abc import Callable, Coroutine, Generator
 from contextvars import ContextVar
 from dataclasses import dataclass
 from math import inf
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import anyio
 
@@ -14,6 +16,8 @@ from .messages import ChatMessage, ToolCall
 
 if TYPE_CHECKING:
     from .rounds import Round
+
+T = TypeVar("T")
 
 inside_rounds: ContextVar[tuple[Round, ...]] = ContextVar("inside_rounds", default=())
 """The rounds whose functions are running in this context, outermost first."""
@@ -51,39 +55,88 @@ def not_run(call: ToolCall, why: str) -> ChatMessage:
     return ChatMessage.function(call.function.name, why, call.id, is_tool_call_error=True)
 
 
-async def run_calls(round_: Round, calls: list[ToolCall], attempt: int, deadline: float) -> list[CallOutcome] | None:
-    """The outcomes in the order of the calls; None if the deadline passed first. An exception that is no
-    FunctionCallException stops the other calls and is raised."""
+async def run_calls(
+    round_: Round, calls: list[ToolCall], attempt: int, deadline: float, outcomes: dict[int, CallOutcome]
+) -> bool:
+    """Runs the calls and puts each one's outcome in `outcomes`, by its place, as soon as it is known; False if the
+    deadline passed first. An exception that is no FunctionCallException stops the other calls and is raised."""
     token = inside_rounds.set((*inside_rounds.get(), round_))
     try:
-        if len(calls) == 1 and deadline == inf:
-            return [await _run_call(round_, calls[0], attempt)]
-        with anyio.move_on_at(deadline):
-            return await _run_together(round_, calls, attempt)
-        return None
+        if deadline == inf:
+            await _run_together(round_, calls, attempt, outcomes)
+        else:
+            with anyio.move_on_at(deadline):
+                await _run_together(round_, calls, attempt, outcomes)
     finally:
         inside_rounds.reset(token)
+    return len(outcomes) == len(calls)
 
 
-async def _run_together(round_: Round, calls: list[ToolCall], attempt: int) -> list[CallOutcome]:
-    outcomes: dict[int, CallOutcome] = {}
+async def _run_together(round_: Round, calls: list[ToolCall], attempt: int, outcomes: dict[int, CallOutcome]) -> None:
+    if len(calls) == 1:
+        outcomes[0] = await _run_call(round_, calls[0], attempt)
+        return
     errors: list[Exception] = []
-    limiter = anyio.Semaphore(round_.kani.limits.parallel_calls)
+    todo = deque(range(len(calls)))
+    spare = round_.kani.limits.parallel_calls - 1
 
-    async def run(index: int) -> None:
-        async with limiter:
+    async def work() -> None:
+        while todo:
+            index = todo.popleft()
             try:
-                outcomes[index] = await _run_call(round_, calls[index], attempt)
+                outcomes[index] = await Watched(_run_call(round_, calls[index], attempt), another)
             except Exception as e:
                 errors.append(e)
+                todo.clear()
                 tasks.cancel_scope.cancel()
 
+    def another() -> None:
+        # a call has to wait: time for the next one. Calls that never wait need no task of their own
+        nonlocal spare
+        if spare and todo:
+            spare -= 1
+            tasks.start_soon(work)
+
     async with anyio.create_task_group() as tasks:
-        for index in range(len(calls)):
-            tasks.start_soon(run, index)
+        await work()
     if errors:
         raise errors[0]
-    return [outcomes[index] for index in range(len(calls))]
+
+
+async def in_time(coroutine: Coroutine[Any, Any, T], seconds: float, name: str) -> T:
+    """Awaits it for that long at most; raises TimeoutError otherwise. The time runs from when it first has to wait:
+    setting a timer costs more than a function that doesn't wait."""
+
+    def waits() -> None:
+        scope.deadline = anyio.current_time() + seconds
+
+    with anyio.CancelScope() as scope:
+        return await Watched(coroutine, waits)
+    raise TimeoutError(f"{name} took more than {seconds:g} seconds and was stopped.")
+
+
+class Watched(Generic[T]):
+    """Awaits a coroutine, and calls `waits` when that first has to wait."""
+
+    def __init__(self, coroutine: Coroutine[Any, Any, T], waits: Callable[[], None]) -> None:
+        self._coroutine = coroutine
+        self._waits: Callable[[], None] | None = waits
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        coroutine, value, error = self._coroutine, None, None
+        while True:
+            try:
+                trap = coroutine.send(value) if error is None else coroutine.throw(error)
+            except StopIteration as e:
+                return e.value  # type: ignore[no-any-return]  # StopIteration isn't generic
+            if self._waits is not None:
+                self._waits()
+                self._waits = None
+            value = error = None
+            try:
+                value = yield trap
+            except BaseException as e:
+                error = e
 
 
 async def _run_call(round_: Round, call: ToolCall, attempt: int) -> CallOutcome:
@@ -92,10 +145,13 @@ async def _run_call(round_: Round, call: ToolCall, attempt: int) -> CallOutcome:
         result = await kani.do_function_call(call.function, tool_call_id=call.id)
     except FunctionCallException as e:
         handled = await kani.handle_function_call_exception(call.function, e, attempt, tool_call_id=call.id)
-        message = _marked(handled.message, error=True)
+        message = _answer_to(call, handled.message, error=True)
         return CallOutcome(call, message, is_model_turn=True, failed=True, should_retry=handled.should_retry)
-    return CallOutcome(call, _marked(result.message, error=False), result.is_model_turn)
+    return CallOutcome(call, _answer_to(call, result.message, error=False), result.is_model_turn)
 
 
-def _marked(message: ChatMessage, error: bool) -> ChatMessage:
-    return message if message.is_tool_call_error is not None else message.copy_with(is_tool_call_error=error)
+def _answer_to(call: ToolCall, message: ChatMessage, error: bool) -> ChatMessage:
+    """The message with what an overridden hook may have left out: which call it answers, and whether that failed."""
+    if message.is_tool_call_error is None:
+        message = message.copy_with(is_tool_call_error=error)
+    return message if message.tool_call_id is not None else message.copy_with(tool_call_id=call.id)

@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 import anyio
 
 from .budget import Budget
-from .calls import ExceptionHandleResult, FunctionCallResult, inside_rounds
+from .calls import ExceptionHandleResult, FunctionCallResult, in_time, inside_rounds
 from .engines.base import BaseCompletion, BaseEngine
 from .events import Delta, Event
 from .exceptions import FunctionCallException, NoSuchFunction, WrappedCallException
@@ -223,7 +223,8 @@ class Kani:
         if isinstance(value, ChatMessage):
             message = value.copy_with(tool_call_id=tool_call_id)
         else:
-            message = ChatMessage.function(call.name, result_to_content(value), tool_call_id)
+            content = result_to_content(value)
+            message = ChatMessage.function(call.name, content, tool_call_id, is_tool_call_error=False)
         for most in (function.auto_truncate, self.limits.result_chars):
             if most is not None:
                 message = self._auto_truncate_message(message, most)
@@ -252,11 +253,7 @@ class Kani:
             seconds = self.limits.tool_seconds
         if seconds is None:
             return await function.run(arguments)
-        with anyio.move_on_after(seconds) as scope:
-            return await function.run(arguments)
-        if scope.cancelled_caught:
-            raise TimeoutError(f"{function.name} took more than {seconds:g} seconds and was stopped.")
-        return None
+        return await in_time(function.run(arguments), seconds, function.name)
 
     def _auto_truncate_message(self, msg: ChatMessage, max_len: int) -> ChatMessage:
         text = msg.text

@@ -2,19 +2,23 @@
 
 Every way of running a round is a view of a `Round`. Nothing is held while a round waits at a yield for whoever reads
 it: a new round on the same chat ends such a round, and waits for one that is running.
+
+A round is a machine of steps and not an async generator: generators inside each other cost time at each chunk of text,
+and one that is dropped has to be closed by the event loop.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
-from contextlib import aclosing, asynccontextmanager
+import logging
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from math import inf
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import anyio
 
-from .calls import inside_rounds, not_run, run_calls
+from .calls import inside_rounds, run_calls
 from .engines.base import BaseCompletion, Completion
 from .events import (
     EndReason,
@@ -30,13 +34,15 @@ from .events import (
     Usage,
 )
 from .exceptions import KaniException, RoundEnded
+from .ledger import Ledger
 from .messages import ChatMessage, QueryType, ToolCall
+from .model_stream import ModelStream, close, first_item
 
 if TYPE_CHECKING:
     from .functions import AIFunction
     from .kani import Kani
 
-_T = TypeVar("_T")
+_log = logging.getLogger(__name__)
 
 OnBroken = Literal["answer", "rollback"]
 """What becomes of a round that was cancelled, closed or failed. `"answer"`: what is complete stays in the history, and
@@ -44,11 +50,11 @@ calls without a result are answered by an error; a user message that got no repl
 history is as it was before the round."""
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class RoundOptions:
     """How a round runs."""
 
-    stream: bool
+    stream: bool  # all events; otherwise only those of messages
     functions: bool
     max_function_rounds: int | None
     kwargs: dict[str, Any]
@@ -57,73 +63,162 @@ class RoundOptions:
 class Round:
     """One round, as an async iterator of events; text comes as plain `str`, which is cheaper than a TextDelta."""
 
+    # what most rounds never change
+    completion: BaseCompletion | None = None  # the model's last
+    running = False  # somebody waits for the next event
+    closed = False  # nothing more will happen
+    _stream: AsyncIterator[Any] | None = None  # the model's, while it speaks
+    _pending: Any = None  # an item of the stream that was read and not looked at yet
+    _calls_told = False
+    _tool_rounds = _failed_rounds = _tokens = 0
+    _deadline = inf
+    _ledger: Ledger | None = None
+    _locked = False
+    _ended_by_other = False
+    _reason = EndReason.FUNCTIONS_OFF
+
     def __init__(self, kani: Kani, query: QueryType, options: RoundOptions) -> None:
         self.kani = kani
         self.query = query
         self.options = options
-        self.completion: BaseCompletion | None = None  # the model's last
         self.offered: dict[str, AIFunction] = {}  # in the prompt that the model answers
-        self.running = False
-        self.closed = False
-        self._ended_by_other = False
-        self._added: list[ChatMessage] = []
-        self._open_calls: list[ToolCall] = []
-        self._waiting: list[anyio.Event] = []
-        self._locked = False
-        self._events = self._run()
+        self.text: list[str] = []  # what the model streamed of its message
+        self.waiting: list[anyio.Event] = []  # set when the round waits to be read, or is over
+        self._step: Callable[[Round], Awaitable[Event | str | None]] = Round._begin
+        self._ready: deque[Event] = deque()  # what happened already and is still to be told
+        self._calls: list[ToolCall] = []  # of the model's last message
+        self._allowed = options.functions
 
     def __aiter__(self) -> Self:
         return self
 
-    def __anext__(self) -> Awaitable[Event | str]:
-        if self._ended_by_other:
-            raise RoundEnded("This round was waiting to be read when another one began on the same chat, which ended it.")
-        return self._events.__anext__()
+    async def __anext__(self) -> Event | str:
+        if self._ready:
+            return self._ready.popleft()
+        if self.closed:
+            if self._ended_by_other:
+                raise RoundEnded("This round was waiting to be read when another began on its chat, which ended it.")
+            raise StopAsyncIteration
+        if self.running:
+            raise RuntimeError("This round is being read by another task: one reads it at a time.")
+        self.running = True
+        try:
+            item = await self._read() if self._stream is not None else None
+            while item is None:
+                if not self._locked:
+                    await self._own()
+                item = await self._step(self)
+        except BaseException:
+            await self._break_off()
+            raise
+        self._pause()
+        return item
 
     async def aclose(self) -> None:
         """Ends the round: the model stops, and the history is settled as `on_broken` says."""
-        await self._events.aclose()
-        self._leave()
+        self._ready.clear()
+        if self.closed:
+            return
+        if self.running:
+            raise RuntimeError("This round is being read by another task: cancel that task to end it.")
+        await self._break_off()
+
+    def let_go(self) -> None:
+        """Nobody will read on: the model stops. The next round settles the history, which can't be done here."""
+        if not self.running:
+            self._stream = None
+
+    async def texts(self, told: Callable[[BaseException | None], None], to_end: bool) -> AsyncGenerator[str, None]:
+        """The text of the model's next message; `to_end`: of the round's only one. `told` gets the error, or None when
+        the message is complete. A generator that reads the engine's stream itself, which costs least at each chunk."""
+        text, waiting = self.text, self.waiting
+        try:
+            async for event in self:
+                if isinstance(event, str | TextDelta):
+                    yield event if isinstance(event, str) else event.text
+                    if self._stream is None or self._deadline < inf:
+                        continue
+                    self.running = True
+                    async for item in self._stream:
+                        if type(item) is not str:
+                            self._pending = item
+                            break
+                        text.append(item)
+                        self.running = False
+                        if waiting:
+                            self._wake()
+                        yield item
+                        if self.closed:
+                            break
+                        self.running = True
+                    self.running = False
+                elif isinstance(event, RoundEnd) or (isinstance(event, MessageAdded) and not to_end):
+                    break
+            if self.completion is None:
+                raise TimeoutError("The round's time was up before the model's message was complete.")
+            told(None)
+        except GeneratorExit:
+            raise
+        except BaseException as e:
+            if self.running:
+                await self._break_off()
+            told(e)
+            raise
 
     # --- whose turn it is ------------------------------------------------------------------------------------------
 
-    async def _enter(self) -> None:
+    async def _own(self) -> None:
+        """Takes the chat: waits for a round on it that is running, ends one that waits to be read."""
         kani = self.kani
-        while (other := kani._round) is not None and not other.closed:
+        while (other := kani._round) is not None and other is not self:
             if other in inside_rounds.get():
                 raise KaniException(
-                    "A function called back into the chat whose round it runs in, which would wait for itself for ever: "
-                    "use another Kani (a sub-agent) in the function."
+                    "A function called back into the chat whose round it runs in, which would wait for itself for "
+                    "ever: use another Kani (a sub-agent) in the function."
                 )
             if other.running:
                 changed = anyio.Event()
-                other._waiting.append(changed)
+                other.waiting.append(changed)
                 await changed.wait()
             else:
                 other._ended_by_other = True
-                await other.aclose()
+                try:
+                    await other.aclose()
+                except Exception:
+                    _log.warning("Ending a round that was not read to its end failed.", exc_info=True)
         kani._round = self
-        await self._resume()
-
-    async def _resume(self) -> None:
-        self.running = True
         try:
-            await self.kani.lock.acquire()
-        except BaseException:
-            self.running = False
-            raise
+            kani.lock.acquire_nowait()
+        except anyio.WouldBlock:
+            await kani.lock.acquire()
         self._locked = True
 
     def _pause(self) -> None:
-        """Lets go of the chat: before each yield."""
+        """Lets go of the chat: before each time that it waits to be read."""
         self.running = False
         if self._locked:
             self._locked = False
             self.kani.lock.release()
-        if self._waiting:
-            for event in self._waiting:
-                event.set()
-            self._waiting.clear()
+        if self.waiting:
+            self._wake()
+
+    def _wake(self) -> None:
+        for event in self.waiting:
+            event.set()
+        self.waiting.clear()
+
+    async def _break_off(self) -> None:
+        """Ends the round before its end, whatever the state it is in."""
+        self.running = True
+        try:
+            with anyio.CancelScope(shield=True):
+                try:
+                    await self._close_stream()
+                finally:
+                    if self._ledger is not None:
+                        await self._ledger.settle()
+        finally:
+            self._leave()
 
     def _leave(self) -> None:
         self.closed = True
@@ -131,169 +226,153 @@ class Round:
         if self.kani._round is self:
             self.kani._round = None
 
-    # --- the loop --------------------------------------------------------------------------------------------------
+    # --- the loop: each step gives the first of its events, None for no event, and says which step is next ------------
 
-    async def _run(self) -> AsyncGenerator[Event | str, None]:
-        try:
-            await self._enter()
-            if self.query is not None:
-                await self._add(ChatMessage.user(self.query))
-            deadline = anyio.current_time() + limit if (limit := self.kani.limits.round_seconds) is not None else inf
-            async with aclosing(self._turns(deadline)) as turns:
-                async for event in turns:
-                    self._pause()
-                    yield event
-                    await self._resume()
-        except BaseException:
-            with anyio.CancelScope(shield=True):
-                await self._settle()
-            raise
-        finally:
-            self._leave()
+    async def _begin(self) -> None:
+        self._ledger = Ledger(self.kani)
+        await self._ledger.ask(self.query)
+        if (limit := self.kani.limits.round_seconds) is not None:
+            self._deadline = anyio.current_time() + limit
+        self._step = Round._start_message
 
-    async def _turns(self, deadline: float) -> AsyncGenerator[Event | str, None]:
-        """The model's turns and the functions' between them. Yields without owning the chat (see `_run`)."""
-        kani, options = self.kani, self.options
-        limits = kani.limits
-        most = options.max_function_rounds if options.max_function_rounds is not None else limits.tool_rounds
-        allowed, reason = options.functions, EndReason.FUNCTIONS_OFF
-        tool_rounds = failed_rounds = tokens = 0
-        while True:
-            if allowed and most is not None and tool_rounds >= most:
-                allowed, reason = False, EndReason.TOOL_ROUNDS
-            yield MessageStarted()
-            async with aclosing(self._speak(allowed, deadline)) as items:
-                async for item in items:
-                    yield item
-            completion = self.completion
-            if completion is None:
-                yield RoundEnd(EndReason.SECONDS)
-                return
-            message = await kani.add_completion_to_history(completion)
-            self._added.append(message)
-            self._open_calls = list(message.tool_calls or [])
-            usage = _usage(completion)
-            tokens += (usage.prompt_tokens or 0) + (usage.completion_tokens or 0)
-            yield MessageAdded(message)
-            yield usage
-            if not message.tool_calls:
-                yield RoundEnd(EndReason.DONE if allowed or reason is EndReason.FUNCTIONS_OFF else reason)
-                return
-            if limits.total_tokens is not None and tokens >= limits.total_tokens:
-                allowed, reason = False, EndReason.TOKENS
-            if not allowed:
-                await self._answer_open_calls(f"not run: {_WHY[reason]}")
-                yield RoundEnd(reason)
-                return
-            outcomes = await run_calls(self, message.tool_calls, failed_rounds, deadline)
-            if outcomes is None:
-                await self._answer_open_calls(f"not run: {_WHY[EndReason.SECONDS]}")
-                yield RoundEnd(EndReason.SECONDS)
-                return
-            # all results enter the history together, so that it is whole at each of the yields
-            for outcome in outcomes:
-                await self._add(outcome.message)
-                self._open_calls.remove(outcome.call)
-            for outcome in outcomes:
-                yield ToolResult(outcome.call, outcome.message)
-            tool_rounds += 1
-            errors = [o for o in outcomes if o.failed]
-            if errors and not any(o.should_retry for o in errors):
-                allowed, reason = False, EndReason.TOOL_ERRORS
-            failed_rounds = failed_rounds + 1 if errors else 0
-            if not errors and not any(o.is_model_turn for o in outcomes):
-                yield RoundEnd(EndReason.USER_TURN)
-                return
+    async def _start_message(self) -> Event | None:
+        options = self.options
+        most = options.max_function_rounds if options.max_function_rounds is not None else self.kani.limits.tool_rounds
+        if self._allowed and most is not None and self._tool_rounds >= most:
+            self._allowed, self._reason = False, EndReason.TOOL_ROUNDS
+        self._step = Round._speak
+        if self.text:
+            self.text = []
+        return MessageStarted() if options.stream else None
 
-    async def _speak(self, allowed: bool, deadline: float) -> AsyncGenerator[Event | str, None]:
-        """One completion of the model; what it streams is yielded. Sets `completion`, to None if time ran out."""
+    async def _speak(self) -> Event | str | None:
+        """One completion of the model, or the first of what it streams."""
         kani, kwargs = self.kani, dict(self.options.kwargs)
-        self.completion = None
         if not self.options.functions:
             kwargs["include_functions"] = False
-        elif not allowed:
+        elif not self._allowed:
             kwargs |= kani.engine.disable_function_calling_kwargs
-        self.offered = {f.name: f for f in kani.get_enabled_functions()} if allowed else {}
+        offered = self._allowed and kwargs.get("include_functions", True)
+        self.offered = {f.name: f for f in kani.get_enabled_functions()} if offered else {}
+        self.completion = None
+        self._step = Round._finish_message
         if not self.options.stream:
-            with anyio.move_on_at(deadline) if deadline < inf else _NO_SCOPE:
+            if self._deadline == inf:
                 self.completion = await kani.get_model_completion(**kwargs)
-            return
-        text: list[str] = []
-        calls_seen = False
-        async with _closing(kani.get_model_stream(**kwargs)) as stream:
+            else:
+                with anyio.move_on_at(self._deadline):
+                    self.completion = await kani.get_model_completion(**kwargs)
+            return None
+        self._calls_told = False
+        self._stream = aiter(kani.get_model_stream(**kwargs))
+        return await self._read(first=True)
+
+    async def _read(self, first: bool = False) -> Event | str | None:
+        """The next of what the model streams; None at the end of it, or of the time."""
+        item: Any
+        stream = self._stream
+        assert stream is not None
+        try:
             while True:
-                item = None
-                with anyio.move_on_at(deadline) if deadline < inf else _NO_SCOPE:
-                    item = await anext(stream, _END)
-                if item is None:
-                    return
-                if item is _END:
-                    break
-                if isinstance(item, BaseCompletion):
-                    self.completion = item
-                    continue
-                if self.completion is not None:
+                item, self._pending = self._pending, None
+                if item is not None:
+                    pass
+                elif self._deadline == inf:
+                    item = await (first_item(stream) if first else stream.__anext__())
+                else:
+                    with anyio.move_on_at(self._deadline):
+                        item = await (first_item(stream) if first else stream.__anext__())
+                if first and isinstance(stream, ModelStream) and stream.source is not None:
+                    self._stream = stream = stream.source  # from here on without anything between
+                first = False
+                if self.completion is not None and item is not None:
                     raise RuntimeError(f"The engine's stream goes on after its completion, with {item!r}.")
                 if isinstance(item, str):
-                    text.append(item)
-                elif isinstance(item, TextDelta):
-                    text.append(item.text)
-                elif isinstance(item, ToolCallStarted):
-                    calls_seen = True
-                yield item
-        if self.completion is None:
-            self.completion = Completion(ChatMessage.assistant("".join(text).strip()))
-        if not calls_seen:
-            for event in _call_events(self.completion.message):
-                yield event
+                    self.text.append(item)
+                    return item
+                if not isinstance(item, BaseCompletion):
+                    break
+                self.completion = item
+        except StopAsyncIteration:
+            item = None
+            if self.completion is None:
+                self.completion = Completion(ChatMessage.assistant("".join(self.text).strip()))
+        if item is None:
+            await self._close_stream()
+        elif isinstance(item, TextDelta):
+            self.text.append(item.text)
+        elif isinstance(item, ToolCallStarted):
+            self._calls_told = True
+        told: Event | None = item
+        return told
 
-    # --- the history -----------------------------------------------------------------------------------------------
+    async def _close_stream(self) -> None:
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            await close(stream)
 
-    async def _add(self, message: ChatMessage) -> None:
-        self._added.append(message)
-        await self.kani.add_to_history(message)
+    async def _finish_message(self) -> Event | None:
+        """Puts the model's message in the history and looks at what follows from it."""
+        kani, completion = self.kani, self.completion
+        if completion is None:
+            return await self._end_in_time()
+        assert self._ledger is not None
+        self._ledger.outcomes = {}
+        message = await kani.add_completion_to_history(completion)
+        if self.options.stream and not self._calls_told:
+            self._ready.extend(_call_events(completion.message))
+        self._tokens += (completion.prompt_tokens or 0) + (completion.completion_tokens or 0)
+        self._ready.append(MessageAdded(message))
+        if self.options.stream:
+            self._ready.append(_usage(completion))
+        if not message.tool_calls:
+            done = self._allowed or self._reason is EndReason.FUNCTIONS_OFF
+            return self._end(EndReason.DONE if done else self._reason)
+        most = kani.limits.total_tokens
+        if most is not None and self._tokens >= most:
+            self._allowed, self._reason = False, EndReason.TOKENS
+        self._calls = message.tool_calls
+        self._step = Round._call_functions if self._allowed else Round._refuse
+        return self._ready.popleft()
 
-    async def _answer_open_calls(self, why: str) -> None:
-        while self._open_calls:
-            await self._add(not_run(self._open_calls[0], why))
-            del self._open_calls[0]
+    async def _refuse(self) -> Event:
+        assert self._ledger is not None
+        await self._ledger.answer(f"not run: {_WHY[self._reason]}")
+        return self._end(self._reason)
 
-    async def _settle(self) -> None:
-        """Makes the history whole again after the round was broken off."""
-        history = self.kani.chat_history
-        if self.kani.on_broken == "rollback":
-            gone = {id(m) for m in self._added}
-            history[:] = [m for m in history if id(m) not in gone]
-            return
-        there = {id(m) for m in history}
-        answered = {m.tool_call_id for m in self._added if id(m) in there}
-        self._open_calls = [call for call in self._open_calls if call.id not in answered]
-        await self._answer_open_calls("not run: the round was broken off before this call had a result.")
-        if len(self._added) == 1 and self.query is not None and history and history[-1] is self._added[0]:
-            history.pop()
+    async def _call_functions(self) -> Event | None:
+        ledger, calls = self._ledger, self._calls
+        assert ledger is not None
+        outcomes = ledger.outcomes
+        if not await run_calls(self, calls, self._failed_rounds, self._deadline, outcomes):
+            return await self._end_in_time()
+        # all results enter the history together, so that it is whole whenever somebody looks at it
+        for index, call in enumerate(calls):
+            await ledger.add(outcomes[index].message)
+            self._ready.append(ToolResult(call, outcomes[index].message))
+        self._tool_rounds += 1
+        errors = [o for o in outcomes.values() if o.failed]
+        if errors and not any(o.should_retry for o in errors):
+            self._allowed, self._reason = False, EndReason.TOOL_ERRORS
+        self._failed_rounds = self._failed_rounds + 1 if errors else 0
+        self._step = Round._start_message
+        if not errors and not any(o.is_model_turn for o in outcomes.values()):
+            return self._end(EndReason.USER_TURN)
+        return self._ready.popleft()
 
+    async def _end_in_time(self) -> Event:
+        """The round's time is up: like a round that is broken off, but it says so."""
+        assert self._ledger is not None
+        with anyio.CancelScope(shield=True):
+            await self._ledger.settle()
+        return self._end(EndReason.SECONDS)
 
-@asynccontextmanager
-async def _closing(stream: AsyncIterator[_T]) -> AsyncIterator[AsyncIterator[_T]]:
-    """Closes the stream, if it can be closed: an engine's stream may be any iterator."""
-    try:
-        yield stream
-    finally:
-        if (close := getattr(stream, "aclose", None)) is not None:
-            with anyio.CancelScope(shield=True):
-                await close()
+    def _end(self, reason: EndReason) -> Event:
+        """The first of the events that are left, RoundEnd being the last of them."""
+        self._ready.append(RoundEnd(reason))
+        self._leave()
+        return self._ready.popleft()
 
-
-class _NoScope:
-    """In place of a cancel scope where there is no deadline."""
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, *_: object) -> None: ...
-
-
-_NO_SCOPE = _NoScope()
-_END = object()
 
 _WHY = {
     EndReason.FUNCTIONS_OFF: "functions can't be used in this round.",

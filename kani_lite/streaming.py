@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Generator, Iterator
 from functools import partial
-from typing import Any, Protocol, Self
+from types import AsyncGeneratorType
+from typing import Any, Protocol, Self, cast
 
 import anyio
 
 from .engines.base import BaseCompletion, Completion
 from .messages import ChatMessage, ChatRole
 from .model_stream import close, first_item, first_of_ours
-
 
 After = Callable[[BaseCompletion], Awaitable[Any]]
 
@@ -51,16 +51,20 @@ class StreamManager:
         self._setup(role, aiter(stream_iter))
         self._gen = self._pump(after, lock)
 
+    # what reads the stream: a generator, because that costs least at each token
+    _gen: AsyncGeneratorType[str, None] | _Broken
+    _release: Callable[[], object] | None = None  # of the lock, while it is held
+
     def _setup(self, role: ChatRole, source: Any) -> None:
         self.role = role
         self._source = source  # what closing this closes
         self._iterated = False
         self._tokens: list[str] = []
         self._completion: BaseCompletion | None = None
-        self._ended = self._started = False
+        self._ended = self._started = self._shared = False
+        self._alone = False  # the iteration is the only reader, which costs less
+        self._at = 0  # how many tokens the iteration has given, where it isn't
         self._waiting: list[anyio.Event] = []
-        # what reads the stream: a generator, because that costs least at each token
-        self._gen: AsyncGenerator[str, None] | _Broken
 
     def __aiter__(self) -> AsyncIterator[str]:
         if self._iterated:
@@ -77,6 +81,7 @@ class StreamManager:
 
     async def completion(self) -> BaseCompletion:
         """The completion, once the message is complete."""
+        self._share()
         try:
             while True:
                 await self._next()
@@ -101,19 +106,27 @@ class StreamManager:
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
-    async def _next(self, tokens: _Tokens | None = None) -> str:
-        """The next token of the stream; for an iteration, the next that it has not given yet. One reader at a time; all
-        readers get the error. Raises StopAsyncIteration at the end."""
+    async def _next(self, iterating: bool = False) -> str:
+        """The next token of the stream; `iterating`: the next that the iteration has not given yet. One reader at a
+        time; all readers get the error. Raises StopAsyncIteration at the end."""
         while self._gen.ag_running:
             await self._other_reader()
-        if tokens is not None:
-            tokens.at += 1
-            if tokens.at <= len(self._tokens):
-                return self._tokens[tokens.at - 1]
+        if iterating:
+            self._at += 1
+            if self._at <= len(self._tokens):
+                return self._tokens[self._at - 1]
+            self._alone = not (self._shared or self._ended)
         if self._started or isinstance(self._gen, _Broken):
             return await self._gen.__anext__()
         self._started = True
         return await first_of_ours(self._gen)
+
+    def _share(self) -> None:
+        """From now on the iteration isn't the only reader: it has to count what it has given."""
+        self._shared = True
+        if self._alone:
+            self._alone = False
+            self._at = len(self._tokens) + self._gen.ag_running
 
     async def _other_reader(self) -> None:
         changed = anyio.Event()
@@ -125,7 +138,11 @@ class StreamManager:
             event.set()
         self._waiting.clear()
 
-    async def _pump(self, after: After | None, lock: Lock | None) -> AsyncGenerator[str, None]:
+    def _pump(self, after: After | None, lock: Lock | None) -> AsyncGeneratorType[str, None]:
+        # a generator function is typed as giving the interface, which lacks ag_running
+        return cast("AsyncGeneratorType[str, None]", self._read_all(after, lock))
+
+    async def _read_all(self, after: After | None, lock: Lock | None) -> AsyncGenerator[str, None]:
         """The tokens; at the end the completion is set. Whoever closes this finds nothing to wait for in it."""
         read = partial(first_item, self._source)
         last: Any = None
@@ -133,7 +150,7 @@ class StreamManager:
             if lock is not None:
                 await lock.acquire()
                 self._release = lock.release
-            while (item := await _or_none(read)) is not None:
+            while (item := await _or_end(read)) is not _END:
                 read = self._source.__anext__
                 if last is not None:
                     raise RuntimeError(f"A stream's completion has to be its last element, but {item!r} follows.")
@@ -158,26 +175,27 @@ class StreamManager:
             self._end(e)
             raise
 
-    _release: Callable[[], object] | None = None  # of the lock, while it is held
-
     def _end(self, error: BaseException | None) -> None:
-        self._ended = True
+        self._ended, self._alone = True, False
         if error is not None:
             # who waits for the message in another task is not cancelled by the cancelling of this one
             cancelled = not isinstance(error, Exception)
             broken = RuntimeError("The stream was broken off before its message was complete.")
             self._gen = _Broken(broken if cancelled else error)
         if self._release is not None:
-            self._release, release = None, self._release
+            release, self._release = self._release, None
             release()
         self._wake()
 
 
-async def _or_none(read: Callable[[], Awaitable[Any]]) -> Any:
+_END = object()
+
+
+async def _or_end(read: Callable[[], Awaitable[Any]]) -> Any:
     try:
         return await read()
     except StopAsyncIteration:
-        return None
+        return _END
 
 
 class _Broken:
@@ -199,18 +217,13 @@ class _Tokens:
 
     def __init__(self, stream: StreamManager) -> None:
         self._stream = stream
-        self.at = 0  # how many it has given
 
     def __aiter__(self) -> Self:
         return self
 
     def __anext__(self) -> Awaitable[str]:
         stream = self._stream
-        gen = stream._gen
-        if self.at and self.at == len(stream._tokens) and not gen.ag_running:
-            self.at += 1
-            return gen.__anext__()
-        return stream._next(self)
+        return stream._gen.__anext__() if stream._alone else stream._next(iterating=True)
 
 
 class DummyStream(StreamManager):

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from typing import Any, Generic, Self, TypeVar
+from collections.abc import Callable
+from types import AsyncGeneratorType
+from typing import Any, Generic, Self, TypeVar, cast
 
-from .engines.base import BaseCompletion
 from .events import Event, MessageAdded, MessageStarted, TextDelta, ToolResult
 from .messages import ChatMessage, ChatRole
 from .rounds import Round
@@ -14,21 +14,31 @@ from .streaming import DummyStream, StreamManager
 T = TypeVar("T")
 
 
+class Reader:
+    """Held by all that may still read a round; when the last of them is gone, the model stops."""
+
+    def __init__(self, round_: Round) -> None:
+        self.round = round_
+
+    def __del__(self) -> None:
+        self.round.let_go()
+
+
 class View(Generic[T]):
     """A round seen through `pick`, which gives None for what is left out. Leaving `async with` ends the round."""
 
     def __init__(self, round_: Round, pick: Callable[[Event | str], T | None]) -> None:
         self._round = round_
+        self._reader = Reader(round_)
         self._pick = pick
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> T:
-        async for event in self._round:
-            if (value := self._pick(event)) is not None:
+        while True:
+            if (value := self._pick(await self._round.__anext__())) is not None:
                 return value
-        raise StopAsyncIteration
 
     async def aclose(self) -> None:
         """Ends the round: the model stops, and the history is settled as `on_broken` says."""
@@ -41,6 +51,15 @@ class View(Generic[T]):
         await self.aclose()
 
 
+async def reply(round_: Round) -> ChatMessage | None:
+    """The model's message of a round without functions; None if its time ran out."""
+    message = None
+    async for event in round_:
+        if isinstance(event, MessageAdded):
+            message = event.message
+    return message
+
+
 def as_event(event: Event | str) -> Event:
     return TextDelta(event) if isinstance(event, str) else event
 
@@ -49,40 +68,24 @@ def as_message(event: Event | str) -> ChatMessage | None:
     return event.message if isinstance(event, MessageAdded | ToolResult) else None
 
 
-class _MessageItems:
-    """The part of a round that is one message of the model: its text, then its completion."""
+class _MessageStream(StreamManager):
+    """The part of a round that is one message of the model."""
 
-    def __init__(self, round_: Round, to_end: bool) -> None:
-        self._round = round_
-        self._to_end = to_end
-        self._done = False
+    def __init__(self, reader: Reader, to_end: bool) -> None:
+        self._setup(ChatRole.ASSISTANT, reader.round)
+        self._reader = reader
+        self._tokens = reader.round.text
+        self._waiting = reader.round.waiting
+        self._gen = cast("AsyncGeneratorType[str, None]", reader.round.texts(self._told, to_end))
 
-    def __aiter__(self) -> AsyncIterator[str | BaseCompletion]:
-        return self
-
-    async def __anext__(self) -> str | BaseCompletion:
-        if self._done:
-            raise StopAsyncIteration
-        async for event in self._round:
-            if isinstance(event, str):
-                return event
-            if isinstance(event, TextDelta):
-                return event.text
-            if isinstance(event, MessageAdded) and not self._to_end:
-                break
-        self._done = True
-        if self._round.completion is None:
-            raise RuntimeError("The round ended before the model's message was complete.")
-        return self._round.completion
-
-    async def aclose(self) -> None:
-        self._done = True
-        await self._round.aclose()
+    def _told(self, error: BaseException | None) -> None:
+        self._completion = self._reader.round.completion if error is None else None
+        self._end(error)
 
 
-def message_stream(round_: Round, *, to_end: bool) -> StreamManager:
+def message_stream(reader: Reader, *, to_end: bool) -> StreamManager:
     """A stream of the model's next message; `to_end`: the round is over with it."""
-    return StreamManager(_MessageItems(round_, to_end), ChatRole.ASSISTANT)
+    return _MessageStream(reader, to_end)
 
 
 class StreamsView(View[StreamManager]):
@@ -94,7 +97,7 @@ class StreamsView(View[StreamManager]):
 
     def _stream_of(self, event: Event | str) -> StreamManager | None:
         if isinstance(event, MessageStarted):
-            self._last = message_stream(self._round, to_end=False)
+            self._last = message_stream(self._reader, to_end=False)
             return self._last
         return DummyStream(event.message) if isinstance(event, ToolResult) else None
 

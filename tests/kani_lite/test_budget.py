@@ -5,11 +5,12 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scripted import call, calling
+
 from kani_lite import AIFunction, ChatMessage, ChatRole, Kani
 from kani_lite.budget import Budget
 from kani_lite.engines import BaseCompletion, BaseEngine, Completion
 from kani_lite.exceptions import MessageTooLong, PromptTooLong
-from scripted import call, calling
 
 pytestmark = pytest.mark.anyio
 
@@ -57,7 +58,11 @@ def texts(messages: list[ChatMessage]) -> list[str | None]:
 
 
 async def fit(
-    engine: CountingEngine, history: list[ChatMessage], size: int, always: list[ChatMessage] | None = None, budget: Budget | None = None
+    engine: CountingEngine,
+    history: list[ChatMessage],
+    size: int,
+    always: list[ChatMessage] | None = None,
+    budget: Budget | None = None,
 ) -> list[ChatMessage]:
     return await (budget or Budget()).fit(engine, always or [], history, None, size, {})
 

@@ -4,6 +4,8 @@ from typing import Annotated
 
 import anyio
 import pytest
+from scripted import ScriptedEngine, call, calling
+
 from kani_lite import AIFunction, AIParam, ChatMessage, ChatRole, Kani, Limits, ai_function
 from kani_lite.events import (
     EndReason,
@@ -18,7 +20,6 @@ from kani_lite.events import (
     Usage,
 )
 from kani_lite.exceptions import KaniException, RoundEnded
-from scripted import ScriptedEngine, call, calling
 
 pytestmark = pytest.mark.anyio
 
@@ -97,7 +98,11 @@ async def test_full_round_stream_gives_a_stream_for_each_message() -> None:
     async for stream in ai.full_round_stream("Rome?"):
         tokens = [token async for token in stream] if stream.role is ChatRole.ASSISTANT else []
         seen.append((stream.role.value, "".join(tokens), (await stream.message()).text))
-    assert seen == [("assistant", "Hmm.", "Hmm."), ("function", "", "Sunny in Rome."), ("assistant", "It is sunny.", "It is sunny.")]
+    assert seen == [
+        ("assistant", "Hmm.", "Hmm."),
+        ("function", "", "Sunny in Rome."),
+        ("assistant", "It is sunny.", "It is sunny."),
+    ]
 
 
 async def test_full_round_stream_can_be_skipped_through() -> None:
@@ -188,7 +193,8 @@ async def test_results_come_in_the_order_of_the_calls_though_they_run_together()
         return "2"
 
     ai = Kani(
-        ScriptedEngine(calling(call("first"), call("second")), "done"), functions=[AIFunction(first), AIFunction(second)]
+        ScriptedEngine(calling(call("first"), call("second")), "done"),
+        functions=[AIFunction(first), AIFunction(second)],
     )
     assert [m.text async for m in ai.full_round("go")] == [None, "1", "2", "done"]
 

@@ -7,9 +7,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import anyio
+from scripted import call, calling
+
 from kani_lite import ChatMessage, ChatRole, FunctionCall, Kani, ai_function
 from kani_lite.engines import BaseCompletion, BaseEngine, Completion
-from scripted import call, calling
 
 
 class Points:
