@@ -13,15 +13,9 @@ from kani_lite.engines.nano import WEIGHTS
 class HandWrittenChatML(HuggingEngine):
     """Renders each message by itself, so the length of a prompt is the sum of the lengths of its messages."""
 
-    NAMES = {
-        ChatRole.SYSTEM: "system",
-        ChatRole.USER: "user",
-        ChatRole.ASSISTANT: "assistant",
-        ChatRole.FUNCTION: "user",
-    }
-
     def render(self, message: ChatMessage) -> str:
-        return f"<|im_start|>{self.NAMES[message.role]}\n{message.text or ''}<|im_end|>\n"
+        role = "user" if message.role is ChatRole.FUNCTION else message.role.value
+        return f"<|im_start|>{role}\n{message.text or ''}<|im_end|>\n"
 
     def build_prompt(self, messages: list[ChatMessage], functions: list[AIFunction] | None = None) -> str:
         return "".join(map(self.render, messages)) + "<|im_start|>assistant\n"

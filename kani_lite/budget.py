@@ -42,7 +42,9 @@ class Tail:
         for message in history[self.start + len(self._seen) :]:
             self._push(message, count(message))
 
-    def reach(self, history: Sequence[ChatMessage], count: Callable[[ChatMessage], int], room: int, at_least: int) -> None:
+    def reach(
+        self, history: Sequence[ChatMessage], count: Callable[[ChatMessage], int], room: int, at_least: int
+    ) -> None:
         """Counts further back, to `at_least` and on until there are more than `room` tokens."""
         if not self.start or (self.sums[-1] > room and self.start <= at_least):
             return
@@ -128,7 +130,12 @@ class _Measure:
     passed over like one that is too long, and the last refusal is remembered."""
 
     def __init__(
-        self, engine: BaseEngine, always: list[ChatMessage], history: list[ChatMessage], tail: Tail, rest: tuple[Any, Any]
+        self,
+        engine: BaseEngine,
+        always: list[ChatMessage],
+        history: list[ChatMessage],
+        tail: Tail,
+        rest: tuple[Any, Any],
     ) -> None:
         self.engine, self.always, self.history, self.tail = engine, always, history, tail
         self.functions, self.kwargs = rest

@@ -124,7 +124,9 @@ class Kani:
         self._warn_unused_functions(kwargs)
         return message_stream(Reader(self._new_round(query, True, False, None, kwargs)), to_end=True)
 
-    def full_round(self, query: QueryType, *, max_function_rounds: int | None = None, **kwargs: Any) -> View[ChatMessage]:
+    def full_round(
+        self, query: QueryType, *, max_function_rounds: int | None = None, **kwargs: Any
+    ) -> View[ChatMessage]:
         """One message of the user, then the model's and the functions' messages until the model is done."""
         return View(self._new_round(query, False, True, max_function_rounds, kwargs), as_message)
 
@@ -139,7 +141,9 @@ class Kani:
         """`full_round` as text; messages that the formatter gives no text for are left out."""
         return View(self._new_round(query, False, True, max_function_rounds, kwargs), text_of(message_formatter))
 
-    def full_round_stream(self, query: QueryType, *, max_function_rounds: int | None = None, **kwargs: Any) -> StreamsView:
+    def full_round_stream(
+        self, query: QueryType, *, max_function_rounds: int | None = None, **kwargs: Any
+    ) -> StreamsView:
         """`full_round` as a stream for each message."""
         return StreamsView(self._new_round(query, True, True, max_function_rounds, kwargs))
 
@@ -147,13 +151,15 @@ class Kani:
         self, query: QueryType, stream: bool, functions: bool, max_function_rounds: int | None, kwargs: dict[str, Any]
     ) -> Round:
         if max_function_rounds is not None and max_function_rounds < 0:
-            raise ValueError(f"max_function_rounds is {max_function_rounds}: give 0 or more, or None for the limit's default.")
+            raise ValueError(
+                f"max_function_rounds is {max_function_rounds}: give 0 or more, or None for the limit's default."
+            )
         return Round(self, query, RoundOptions(stream, functions, max_function_rounds, kwargs))
 
     def _warn_unused_functions(self, kwargs: dict[str, Any]) -> None:
         if self.functions and "include_functions" not in kwargs:
             warnings.warn(
-                "This chat has functions, and chat_round doesn't use them: use full_round, or pass include_functions=False.",
+                "This chat has functions, which chat_round doesn't use: use full_round, or pass include_functions=False.",
                 UserWarning,
                 stacklevel=3,
             )
@@ -240,7 +246,11 @@ class Kani:
     async def _refusal(self, function: AIFunction, arguments: dict[str, Any]) -> str | None:
         """What to tell the model if this call may not run."""
         if self.approve is None:
-            return f"{function.name} needs the user's approval, and nobody is there to give it." if function.risky else None
+            return (
+                f"{function.name} needs the user's approval, and nobody is there to give it."
+                if function.risky
+                else None
+            )
         answer = self.approve(function, arguments)
         answer = answer if isinstance(answer, bool | str) else await answer
         if answer is True:
@@ -264,8 +274,8 @@ class Kani:
     async def handle_function_call_exception(
         self, call: FunctionCall, err: FunctionCallException, attempt: int, tool_call_id: str | None = None
     ) -> ExceptionHandleResult:
-        """What the model is told of a failed call, and whether it may try again. `attempt` counts the rounds with errors
-        before this one. Override it to handle errors otherwise."""
+        """What the model is told of a failed call, and whether it may try again. `attempt` counts the rounds with
+        errors before this one. Override it to handle errors otherwise."""
         name = None if isinstance(err, NoSuchFunction) else call.name
         message = ChatMessage.function(name, str(err), tool_call_id, is_tool_call_error=True)
         return ExceptionHandleResult(should_retry=attempt < self.retry_attempts and err.retry, message=message)
@@ -310,4 +320,3 @@ class Kani:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(engine={type(self.engine).__name__}, {len(self.chat_history)} messages)"
-

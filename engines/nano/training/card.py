@@ -29,8 +29,8 @@ no instruction in a system prompt. Use a real model for real work: `kani-lite ch
 
 ## Evaluation
 
-Share of exact answers, greedy decoding with no grammar, on generated dialogues whose forms of speech, names, values and
-invented tools are disjoint from those of the training. {floors}
+Share of exact answers, greedy decoding with no grammar, on generated dialogues whose forms of speech, names, values
+and invented tools are disjoint from those of the training. {floors}
 
 {table}
 
@@ -38,8 +38,8 @@ invented tools are disjoint from those of the training. {floors}
 
 ## Training
 
-`python -m engines.nano.training.train` made this folder: {tokens:.0f} million tokens in {minutes:.0f} minutes on two CPU
-cores that had other work to do as well. Format of the tools: `<tool_call>` with a JSON object of `name` and `arguments`,
+`python -m engines.nano.training.train` made this folder: {tokens:.0f} million tokens in {minutes:.0f} minutes on two
+CPU cores that had other work to do as well. Format of the tools: `<tool_call>` with a JSON object of `name` and `arguments`,
 as in Hermes and Qwen. Context: 2,048 tokens. Weights in bfloat16.
 """
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 from collections import defaultdict
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -66,7 +67,7 @@ def evaluate(
         ids, targets = encode(tokenizer, d)
         right = right_tokens(model, ids)
         answers = [[]] if not targets else [[targets[0]]]
-        for a, b in zip(targets, targets[1:], strict=False):
+        for a, b in pairwise(targets):
             if b != a + 1:
                 answers.append([])
             answers[-1].append(b)

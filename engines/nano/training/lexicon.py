@@ -15,8 +15,8 @@ DATA = Path(__file__).parent / "data"
 
 
 def read_pools() -> dict[str, list[str]]:
-    """The pools of words.txt: a `[name]`, then entries between bars. An attribute or a parameter is `name:kind of value`,
-    an enum its values between spaces."""
+    """The pools of words.txt: a `[name]`, then entries between bars. An attribute or a parameter is `name:kind of
+    value`, an enum its values between spaces."""
     pools: dict[str, list[str]] = {}
     for line in (DATA / "words.txt").read_text(encoding="utf-8").splitlines():
         if line.startswith("["):

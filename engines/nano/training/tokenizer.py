@@ -24,7 +24,8 @@ JSON_PIECES = [
     '": {"type": "string", "enum": ["', '", "enum": ["',
     '": {"type": "string"}, "', '": {"type": "integer"}, "', '": {"type": "number"}, "', '": {"type": "boolean"}, "',
     '": {"type": "string"', '": {"type": "integer"', '": {"type": "number"', '": {"type": "boolean"',
-    '}}, "required": ["', '}}, "required": []}}', '}, "required": ["', '}, "required": []}}', '", "description": "', '", "arguments": {"', '", "arguments": {',
+    '}}, "required": ["', '}}, "required": []}}', '}, "required": ["', '}, "required": []}}',
+    '", "description": "', '", "arguments": {"', '", "arguments": {',
     '{"name": "', '"]}, "', '"]}}', '"}, "', '"}}', '}}', '": "', '": ', '", "', ', "',
 ]  # fmt: skip
 
@@ -33,8 +34,8 @@ JSON_PIECES = [
 FRAME_WORDS = """a about all also am an and any anything are as at be by can chat could did do does enough for from
 fine found give had has have help her his how human if in is it its just know language like little live machine make me
 meet model my name need no not now of on one or out over please remember result runs scratch small so tell than thank
-that the them then there they this to told tool tools trained use user was we welcome what when where which who will with
-work would yet you your""".split()
+that the them then there they this to told tool tools trained use user was we welcome what when where which who will
+with work would yet you your""".split()
 
 
 def word_pattern() -> str:

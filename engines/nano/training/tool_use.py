@@ -57,7 +57,8 @@ class ToolUse(Memory):
     def _two_calls(self, d: Dialogue, tools: list[Tool], skill: str) -> None:
         r = self.rng
         first, second = r.choice(tools), r.choice(tools)
-        assert first.ask is not None and second.ask is not None
+        assert first.ask is not None
+        assert second.ask is not None
         (a, x), (b, y) = first.ask(self.lex), second.ask(self.lex)
         joiner = r.choice([" and ", ", and then ", " and also ", ". Then ", "; ", ". "])
         if self.evaluation:

@@ -68,7 +68,8 @@ BARE = {
     "get_stock_price": ["what is the stock price?", "get a stock price"],
 }
 
-UNITS = "km miles meters feet inches cm kg pounds grams ounces liters gallons celsius fahrenheit hours minutes seconds days yards mm kelvin tons"
+UNITS = "km miles meters feet inches cm kg pounds grams ounces liters gallons celsius fahrenheit hours minutes seconds "
+UNITS += "days yards mm kelvin tons"
 MONEY = "USD EUR GBP JPY CHF CAD AUD SEK NOK INR CNY BRL"
 ROOMS = "kitchen bedroom bathroom office hall garage cellar attic lounge garden nursery study"
 SMALL_WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]

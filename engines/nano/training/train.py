@@ -1,4 +1,4 @@
-"""Trains the embedded model from scratch on generated dialogues, evaluates it, and writes the model folder and its card.
+"""Trains the embedded model from scratch on generated dialogues, evaluates it, and writes its folder and card.
 
     python -m engines.nano.training.train --out engines/nano/weights
 
@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer
-from torch.nn import functional as F
+from torch.nn.functional import cross_entropy
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from .card import write_card
@@ -54,7 +54,7 @@ def new_model() -> LlamaForCausalLM:
 
 
 def batches(writer: Writer, tokenizer: Tokenizer, tokens: int, longest: int) -> Iterator[Batch]:
-    """(ids, targets) without end: right-padded ids [B, T] of about `tokens` tokens, and the targets' places in them, flat.
+    """(ids, targets) without end: right-padded ids [B, T] of about `tokens` tokens, and the flat places of the targets.
 
     Dialogues of like length go together, so that little is padding; the order of the batches is shuffled. There are few
     shapes, since each is compiled once.
@@ -82,7 +82,7 @@ def loss_of(model: LlamaForCausalLM, body: Any, batch: Batch) -> torch.Tensor:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         hidden = body(input_ids=ids, use_cache=False).last_hidden_state
         logits = model.lm_head(hidden.flatten(0, 1).index_select(0, targets - 1))
-    return F.cross_entropy(logits.float(), ids.flatten()[targets])
+    return cross_entropy(logits.float(), ids.flatten()[targets])
 
 
 def schedule(step: int, steps: int) -> float:
