@@ -82,7 +82,7 @@ class BaseEngine(ABC):
     """Whether keeping the start of the prompt the same saves work: history is then dropped in blocks."""
 
     def message_len(self, message: ChatMessage) -> int:
-        """Tokens that this message adds to a prompt, by which what fits is chosen. May be inexact if `prompt_len` is exact."""
+        """Tokens that this message adds to a prompt: what fits is chosen by it. Exact, unless `prompt_len` is."""
         raise NotImplementedError(f"{type(self).__name__} defines neither message_len nor prompt_len")
 
     def prompt_len(

@@ -159,7 +159,7 @@ class Kani:
     def _warn_unused_functions(self, kwargs: dict[str, Any]) -> None:
         if self.functions and "include_functions" not in kwargs:
             warnings.warn(
-                "This chat has functions, which chat_round doesn't use: use full_round, or pass include_functions=False.",
+                "This chat has functions, and chat_round uses none: use full_round, or pass include_functions=False.",
                 UserWarning,
                 stacklevel=3,
             )

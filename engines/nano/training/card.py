@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
-from .evaluate import table
-
 FLOORS = "Floors set beforehand: 97 % on known tools with new values, 90 % on tools never seen, 95 % on memory."
+
+
+def table(scores: dict[str, tuple[int, int]]) -> str:
+    """The scores as a Markdown table."""
+    rows = [f"| {skill} | {100 * a / n:.1f} % | {n} |" for skill, (a, n) in scores.items()]
+    return "\n".join(["| skill | exact | answers |", "|---|---|---|", *rows])
+
 
 CARD = """---
 license: mit
@@ -38,12 +44,22 @@ and invented tools are disjoint from those of the training. {floors}
 
 ## Training
 
-`python -m engines.nano.training.train` made this folder: {tokens:.0f} million tokens in {minutes:.0f} minutes on two
-CPU cores that had other work to do as well. Format of the tools: `<tool_call>` with a JSON object of `name` and `arguments`,
-as in Hermes and Qwen. Context: 2,048 tokens. Weights in bfloat16.
+`make train` makes this folder. This one has seen {tokens:.0f} million tokens in {steps} steps, in {minutes:.0f} minutes
+on two CPU cores that had other work to do as well.{note} Format of the tools: `<tool_call>` with a JSON object of `name`
+and `arguments`, as in Hermes and Qwen. Context: 2,048 tokens. Weights in bfloat16.
 """
 
 
-def write_card(path: Path, scores: dict[str, tuple[int, int]], size: int, tokens: int, minutes: float) -> None:
-    text = CARD.format(size=size / 1e6, floors=FLOORS, table=table(scores), tokens=tokens / 1e6, minutes=minutes)
-    path.write_text(text, encoding="utf-8")
+def write_card(folder: Path, scores: dict[str, tuple[int, int]]) -> None:
+    """Writes README.md from the scores, and from training.json, which `train` left there."""
+    made = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+    text = CARD.format(
+        size=made["parameters"] / 1e6,
+        floors=FLOORS,
+        table=table(scores),
+        tokens=made["tokens"] / 1e6,
+        steps=made["steps"],
+        minutes=made["minutes"],
+        note=made.get("note", ""),
+    )
+    (folder / "README.md").write_text(text, encoding="utf-8")

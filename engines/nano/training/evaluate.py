@@ -3,7 +3,7 @@
 An answer counts when every token of it is the model's first choice, given the tokens before it: that is the same as
 greedy decoding giving exactly that answer, at a fraction of the cost.
 
-    python -m engines.nano.training.evaluate [FOLDER] [--dialogues 1500]
+    python -m engines.nano.training.evaluate [FOLDER] [--dialogues 1500] [--card] [--show 20]
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import LlamaForCausalLM
 
+from .card import table, write_card
 from .corpus import encode
 from .dialogues import Dialogue, Writer
 
@@ -85,12 +86,6 @@ def evaluate(
     return {k: (sum(v), len(v)) for k, v in sorted(score.items())}
 
 
-def table(scores: dict[str, tuple[int, int]]) -> str:
-    """The scores as a Markdown table."""
-    rows = [f"| {skill} | {100 * a / n:.1f} % | {n} |" for skill, (a, n) in scores.items()]
-    return "\n".join(["| skill | exact | answers |", "|---|---|---|", *rows])
-
-
 def load(folder: Path) -> tuple[LlamaForCausalLM, Tokenizer]:
     model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     return model, Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -100,10 +95,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", nargs="?", type=Path, default=WEIGHTS)
     parser.add_argument("--dialogues", type=int, default=1500)
+    parser.add_argument("--card", action="store_true", help="write the scores into the folder's model card")
     parser.add_argument("--show", type=int, default=0, help="print so many wrong answers")
     args = parser.parse_args()
     model, tokenizer = load(args.folder)
-    print(table(evaluate(model, tokenizer, count=args.dialogues, show=args.show)))
+    scores = evaluate(model, tokenizer, count=args.dialogues, show=args.show)
+    print(table(scores))
+    if args.card:
+        write_card(args.folder, scores)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import json
 import random
 import shutil
 import time
@@ -21,10 +22,10 @@ from tokenizers import Tokenizer
 from torch.nn.functional import cross_entropy
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from .card import write_card
+from .card import table, write_card
 from .corpus import encode, segments
 from .dialogues import Writer
-from .evaluate import WEIGHTS, evaluate, table
+from .evaluate import WEIGHTS, evaluate
 from .tokenizer import train_tokenizer
 
 HERE = Path(__file__).resolve().parent
@@ -144,7 +145,7 @@ def save(model: LlamaForCausalLM, tokenizer: Tokenizer, out: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=WEIGHTS)
-    parser.add_argument("--steps", type=int, default=5200)
+    parser.add_argument("--steps", type=int, default=8500)
     parser.add_argument("--tokens", type=int, default=6144, help="tokens in a batch")
     parser.add_argument("--rate", type=float, default=3e-3)
     parser.add_argument("--threads", type=int, default=2)
@@ -158,11 +159,13 @@ def main() -> None:
     print(f"{model.num_parameters() / 1e6:.2f} M parameters", flush=True)
     train(model, tokenizer, args.steps, args.tokens, args.rate)
     save(model, tokenizer, args.out)
-    minutes = (time.monotonic() - started) / 60
+    made = {"parameters": model.num_parameters(), "steps": args.steps, "tokens": args.steps * args.tokens}
+    made["minutes"] = round((time.monotonic() - started) / 60)
+    (args.out / "training.json").write_text(json.dumps(made, indent=2) + "\n")
     scores = evaluate(LlamaForCausalLM.from_pretrained(args.out, dtype=torch.float32).eval(), tokenizer)
-    write_card(args.out / "README.md", scores, model.num_parameters(), args.steps * args.tokens, minutes)
+    write_card(args.out, scores)
     shutil.copy(HERE.parents[2] / "LICENSE", args.out / "LICENSE")
-    print(table(scores), f"\n{minutes:.0f} minutes")
+    print(table(scores))
 
 
 if __name__ == "__main__":
