@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-@pytest.mark.parametrize("example", find_examples(*map(str, PAGES)), ids=str)
+@pytest.mark.parametrize("example", list(find_examples(*map(str, PAGES))), ids=str)
 def test_code_block(example: CodeExample, eval_example: EvalExample) -> None:
     eval_example.run_print_check(example)
 
