@@ -10,6 +10,7 @@ kani does no such thing apart, so one such build is taken off its time too.
 from __future__ import annotations
 
 import argparse
+import logging
 import random
 import tempfile
 import time
@@ -110,6 +111,7 @@ async def ours(folder: str) -> tuple[float, float, float]:
 
 async def kanis(folder: str, build: float) -> tuple[float, float]:
     """kani's (first choice, one later round), in ms."""
+    logging.disable(logging.WARNING)  # it looks the folder up on the hub, and says so at length
     from kani import ChatMessage as Theirs
     from kani import Kani as TheirKani
     from kani.engines.huggingface import HuggingEngine as TheirEngine

@@ -22,7 +22,7 @@ ALLOWED = {  # what the core may import of the package: DESIGN's one-way imports
     "functions": {"messages", "exceptions"},
     "budget": {"messages", "exceptions", "functions", "engines.base"},
     "calls": {"messages", "exceptions", "rounds"},
-    "streaming": {"messages", "engines.base"},
+    "streaming": {"messages", "model_stream", "engines.base"},
 }
 
 

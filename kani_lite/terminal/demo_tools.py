@@ -32,7 +32,7 @@ def roll_dice(count: int = 1, sides: int = 6) -> str:
 def current_time() -> str:
     """Get the current date and time."""
     now = _now()
-    return f"It is {now:%H:%M} on {now:%A}, {now.day} {now:%B} {now.year}."
+    return f"It is {now:%H:%M} on {now:%A} {now.day} {now:%B} {now.year}."
 
 
 def convert_units(value: float, from_unit: str, to_unit: str) -> str:

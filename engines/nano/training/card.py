@@ -45,8 +45,8 @@ and invented tools are disjoint from those of the training. {floors}
 ## Training
 
 `make train` makes this folder. This one has seen {tokens:.0f} million tokens in {steps} steps, in {minutes:.0f} minutes
-on two CPU cores that had other work to do as well.{note} Format of the tools: `<tool_call>` with a JSON object of `name`
-and `arguments`, as in Hermes and Qwen. Context: 2,048 tokens. Weights in bfloat16.
+on two CPU cores that had other work to do as well.{note} Format of the tools: `<tool_call>` with a JSON object of the
+`name` and the `arguments`, as in Hermes and Qwen. Context: 2,048 tokens. Weights in bfloat16.
 """
 
 

@@ -38,7 +38,7 @@ def test_dice() -> None:
 
 def test_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tools, "_now", lambda: datetime(2026, 11, 20, 14, 5, tzinfo=UTC))
-    assert tools.current_time() == "It is 14:05 on Friday, 20 November 2026."
+    assert tools.current_time() == "It is 14:05 on Friday 20 November 2026."
 
 
 @pytest.mark.parametrize(

@@ -73,14 +73,13 @@ def test_empty_input_is_no_error(tmp_path: Path) -> None:
 
 
 def test_without_torch_one_line_says_what_to_install(tmp_path: Path) -> None:
-    # a path entry of our own shadows torch with a module that isn't there
+    # Python looks torch up as ever, and doesn't find it
     (tmp_path / "sitecustomize.py").write_text(
-        "import sys\n"
-        "class Hidden:\n"
-        "    def find_spec(self, name, path=None, target=None):\n"
-        "        if name.partition('.')[0] == 'torch':\n"
-        "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
-        "sys.meta_path.insert(0, Hidden())\n"
+        "from importlib.machinery import PathFinder\n"
+        "real = PathFinder.find_spec\n"
+        "def find_spec(name, path=None, target=None):\n"
+        "    return None if name.partition('.')[0] == 'torch' else real(name, path, target)\n"
+        "PathFinder.find_spec = find_spec\n"
     )
     done = kani_lite("chat", said="hi\n", cwd=tmp_path, env={"PYTHONPATH": str(tmp_path), "PATH": "/usr/bin"})
     assert done.returncode == 2
