@@ -42,16 +42,7 @@ class Writer(ToolUse):
         self.reply(d, "no tool", NO_TOOL)
 
     def list_tools(self, d: Dialogue) -> None:
-        forms = [
-            "what tools do you have?",
-            "which tools can you use?",
-            "list your tools",
-            "show me your tools",
-            "what are your tools?",
-        ]
-        if self.evaluation:
-            forms = ["tell me your tools", "which tools do you have?"]
-        self.user(d, self.style(self.rng.choice(forms)))
+        self.user(d, self.style(self.lex.form("list tools")))
         names = [t["function"]["name"] for t in d.tools or []]
         if names:
             self.reply(

@@ -48,10 +48,8 @@ class Exchange:
     def style(self, text: str, keep_case: bool = False) -> str:
         """The same words as people type them: case, politeness, end marks."""
         r = self.rng
-        if r.random() < 0.12 and not text.startswith(("please", "can you")):
-            text = r.choice(
-                ["please {}", "{} please", "hey, {}", "nano, {}", "{}, please", "{} for me", "ok, {}", "now {}"]
-            ).format(text)
+        if r.random() < 0.2 and not text.startswith(("please", "can you")):
+            text = self.lex.form("style").format(text)
         if r.random() < 0.45 and not keep_case:
             text = text[0].upper() + text[1:]
         if text[-1] in "?." and r.random() < 0.3:

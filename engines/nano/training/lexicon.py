@@ -29,6 +29,21 @@ def read_pools() -> dict[str, list[str]]:
 POOLS = read_pools()
 
 
+def read_forms() -> dict[str, list[str]]:
+    """The forms of forms.txt by name: what users say, with the parts to fill in between braces. Those of a name that
+    ends in " / held out" are for the evaluation."""
+    forms: dict[str, list[str]] = {}
+    for line in (DATA / "forms.txt").read_text(encoding="utf-8").split("\n"):
+        if line.startswith("["):
+            found = forms.setdefault(line.strip("[]"), [])
+        elif line:
+            found.append(line)
+    return forms
+
+
+FORMS = read_forms()
+
+
 def split(pool: list[str], evaluation: bool) -> list[str]:
     """The part of `pool` used for training, or the one fifth held out for evaluation."""
     unique = list(dict.fromkeys(w.strip() for w in pool))
@@ -60,8 +75,10 @@ class Lexicon:
     def pick(self, pool: str) -> str:
         return self.rng.choice(self._pools[pool])
 
-    def all(self, pool: str) -> list[str]:
-        return self._pools[pool]
+    def form(self, name: str) -> str:
+        """One of the forms of this name, from this side of the split."""
+        held_out = FORMS.get(f"{name} / held out")
+        return self.rng.choice(held_out if self.evaluation and held_out else FORMS[name])
 
     def word(self) -> str:
         """An invented word: syllables, or (one in five) plain random letters."""
@@ -172,7 +189,7 @@ class Lexicon:
         """A parameter, real or (one in five) with an invented name."""
         r = self.rng
         name, kind = self.pick("parameter").split(":")
-        if r.random() < 0.2:
+        if r.random() < 0.45:
             name = self.word().lower()
             kind = r.choice(["word", "int", "number", "place", "name", "thing", "bool", "enum", "phrase", "code"])
         choices: tuple[str, ...] = ()

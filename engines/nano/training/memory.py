@@ -18,35 +18,16 @@ class Memory(Exchange):
             return self._tell_special(d)
         facts = [self._fact() for _ in range(1 if r.random() < 0.75 else 2)]
         facts = list(dict(facts).items())
-        forms = [
-            "my {a} is {v}",
-            "my {a} is {v}",
-            "the {a} of mine is {v}",
-            "{v} is my {a}",
-            "remember that my {a} is {v}",
-        ]
-        forms += [
-            "actually, my {a} is {v}",
-            "note: my {a} is {v}",
-            "my {a} is called {v}",
-            "please remember my {a}: {v}",
-            "I want you to know that my {a} is {v}",
-        ]
-        if self.evaluation:
-            forms = [
-                "you should know my {a} is {v}",
-                "let me tell you that my {a} is {v}",
-                "by the way, my {a} is {v}",
-                "my {a}: {v}",
-            ]
-        said = " and ".join(r.choice(forms[:2] if len(facts) > 1 else forms).format(a=a, v=v) for a, v in facts)
+        said = " and ".join(
+            ("my {a} is {v}" if len(facts) > 1 else self.lex.form("fact")).format(a=a, v=v) for a, v in facts
+        )
         self.user(d, self.style(said, keep_case=said.startswith(facts[0][1])))
         self.facts.update(facts)
         self.reply(d, "memory", "Got it, " + " and ".join(f"your {a} is {v}" for a, v in facts) + ".")
 
     def _fact(self) -> tuple[str, str]:
         r = self.rng
-        if r.random() < 0.3:
+        if r.random() < 0.45:
             owner = r.choice(["", "", "favorite ", "best ", "new ", "old "])
             attribute = owner + r.choice(
                 [
@@ -69,28 +50,7 @@ class Memory(Exchange):
 
     def _tell_name(self, d: Dialogue) -> None:
         name = self._name()
-        forms = [
-            "my name is {n}",
-            "I am {n}",
-            "I'm {n}",
-            "call me {n}",
-            "you can call me {n}",
-            "hi, I am {n}",
-            "hello, my name is {n}",
-            "hi, my name is {n}",
-        ]
-        forms += [
-            "people call me {n}",
-            "the name is {n}",
-            "this is {n}",
-            "hey nano, I'm {n}",
-            "my name's {n}",
-            "actually, my name is {n}",
-            "it's {n}, by the way",
-        ]
-        if self.evaluation:
-            forms = ["everybody calls me {n}", "I am called {n}", "please call me {n}", "hello nano, my name is {n}"]
-        text = self.rng.choice(forms).format(n=name)
+        text = self.lex.form("name").format(n=name)
         self.facts["name"] = name
         answer = f"Nice to meet you, {name}!"
         if self.rng.random() < 0.25 and "name" not in text.split(",")[0][:3]:
@@ -160,18 +120,7 @@ class Memory(Exchange):
         a = r.choice(told)
         v = self.facts[a]
         if a == "name":
-            forms = [
-                "what is my name?",
-                "what's my name?",
-                "who am I?",
-                "do you know my name?",
-                "tell me my name",
-                "do you remember my name?",
-                "say my name",
-            ]
-            if self.evaluation:
-                forms = ["can you tell me my name?", "remember my name?", "so what is my name?"]
-            self.user(d, self.style(r.choice(forms)))
+            self.user(d, self.style(self.lex.form("ask name")))
             self.reply(d, "memory", f"Your name is {v}.")
         elif a.startswith("@"):
             forms, answer = {
@@ -190,33 +139,9 @@ class Memory(Exchange):
             self.reply(d, "memory", f"Your {a} is {v}.")
 
     def _question(self, a: str) -> str:
-        forms = [
-            "what is my {a}?",
-            "what's my {a}?",
-            "do you remember my {a}?",
-            "tell me my {a}",
-            "do you know my {a}?",
-            "which {a} did I tell you?",
-            "and my {a}?",
-        ]
-        if self.evaluation:
-            forms = [
-                "can you tell me my {a}?",
-                "so what is my {a}?",
-                "please say what my {a} is",
-                "what did I say my {a} is?",
-            ]
-        return self.style(self.rng.choice(forms).format(a=a))
+        return self.style(self.lex.form("ask fact").format(a=a))
 
     def recall_all(self, d: Dialogue) -> None:
-        forms = [
-            "what do you know about me?",
-            "tell me what you know about me",
-            "what did I tell you?",
-            "what have I told you?",
-        ]
-        if self.evaluation:
-            forms = ["tell me everything you know about me", "so what did I tell you?"]
         said = {
             "@live": "You live in {v}.",
             "@age": "You are {v} years old.",
@@ -224,5 +149,5 @@ class Memory(Exchange):
             "@like": "You like {v}.",
         }
         answers = [said.get(a, f"Your {a} is {{v}}.").format(v=v) for a, v in self.facts.items()]
-        self.user(d, self.style(self.rng.choice(forms)))
+        self.user(d, self.style(self.lex.form("ask all")))
         self.reply(d, "memory", " ".join(answers) or "You have not told me anything yet.")

@@ -38,20 +38,8 @@ class ToolUse(Memory):
         value = next(iter(tool.ask(self.lex)[1].values()), None)
         if value is None or isinstance(value, bool):
             return
-        forms = [
-            "and {v}?",
-            "what about {v}?",
-            "how about {v}?",
-            "and now {v}",
-            "and with {v}?",
-            "same for {v}",
-            "now {v}",
-            "and for {v}?",
-        ]
-        if self.evaluation:
-            forms = ["also {v}?", "and what about {v}?", "again for {v}"]
         said = value if isinstance(value, str) else json.dumps(value)
-        self.user(d, self.style(self.rng.choice(forms).format(v=said)))
+        self.user(d, self.style(self.lex.form("follow up").format(v=said)))
         self.calls(d, skill, [(tool.name, {tool.params[0].name: value})])
 
     def _two_calls(self, d: Dialogue, tools: list[Tool], skill: str) -> None:
@@ -60,10 +48,7 @@ class ToolUse(Memory):
         assert first.ask is not None
         assert second.ask is not None
         (a, x), (b, y) = first.ask(self.lex), second.ask(self.lex)
-        joiner = r.choice([" and ", ", and then ", " and also ", ". Then ", "; ", ". "])
-        if self.evaluation:
-            joiner = r.choice([" and ", ". After that, ", " and then "])
-        self.user(d, self.style(a.rstrip("?.") + joiner + b))
+        self.user(d, self.style(self.lex.form("joiner").format(a=a.rstrip("?."), b=b)))
         self.calls(d, "two calls", [(first.name, x), (second.name, y)])
 
     def _ask_back(self, d: Dialogue, tool: Tool, args: dict[str, Value], bare: list[str]) -> None:

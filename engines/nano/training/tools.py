@@ -207,7 +207,9 @@ def _natural(lex: Lexicon, family: Family, requests: list[str], rename: bool) ->
 def invented_tool(lex: Lexicon, verb: str | None = None, noun: str | None = None) -> Tool:
     """A tool of an unseen name: verb and noun (or an invented word), with 0 to 3 parameters of any kind."""
     r = lex.rng
-    verb, noun = verb or lex.pick("verb"), noun or (lex.pick("noun") if r.random() < 0.75 else lex.word().lower())
+    # invented words, so that names are copied and not known by heart
+    verb = verb or (lex.pick("verb") if r.random() < 0.6 else lex.word().lower())
+    noun = noun or (lex.pick("noun") if r.random() < 0.6 else lex.word().lower())
     name = r.choice([f"{verb}_{noun}"] * 4 + [f"{noun}_{verb}", f"{verb}{noun.capitalize()}", f"{verb}_the_{noun}"])
     opaque = r.random() < 0.12
     if opaque:
@@ -217,6 +219,8 @@ def invented_tool(lex: Lexicon, verb: str | None = None, noun: str | None = None
         p = lex.parameter()
         if p.name not in [q.name for q in params] and p.name not in (verb, noun):
             params.append(p)
+    if r.random() < 0.12:  # the tool's own object is what it takes: lock_door(door)
+        params = [Parameter(noun, r.choice(["thing", "name", "word", "place", "color", "code"])), *params[:2]]
     required = [p.name for p in params if r.random() < 0.85]
     descriptions = [
         f"{verb.capitalize()} the {noun}.",
@@ -266,18 +270,28 @@ def _explicit_request(
     r = lex.rng
     given = [p for p in params if p.name in required or r.random() < 0.4]
     args = {p.name: lex.value(p.kind, p.choices) for p in given}
+    spoken = next((p for p in given if p.name == noun or (p.kind == "enum" and r.random() < 0.25)), None)
     head = r.choice(
         [f"{verb} the {noun}", f"{verb} a {noun}", f"{verb} {noun}", f"{verb} my {noun}", f"{verb} this {noun}"]
     )
-    said = list(given)
+    if spoken is not None:  # "lock the kitchen door", "order a large pizza"
+        head = r.choice([f"{verb} the {{}} {noun}", f"{verb} a {{}} {noun}", f"{verb} {{}} {noun}"])
+        if spoken.name == noun and r.random() < 0.5:
+            head = r.choice([f"{verb} the {{}}", f"{verb} {{}}", f"{verb} my {{}}"])
+        head = head.format(_said(lex, args[spoken.name]))
+    said = [p for p in given if p is not spoken]
     r.shuffle(said)
     kinds = [p.kind for p in given]
     pieces = []
-    for i, p in enumerate(said):
+    for p in said:
         clear = p.kind in _NATURAL and kinds.count(p.kind) == 1 and not (p.kind == "language" and "place" in kinds)
         if clear and r.random() < 0.35:
             forms = _NATURAL[p.kind]
             pieces.append((r.choice(forms) if len(given) == 1 else forms[0]).format(v=args[p.name]))
+        elif p.type in ("integer", "number") and r.random() < 0.2:  # "for 12 hours"
+            pieces.append(
+                f"{r.choice(['for ', '', 'of ', 'with '])}{_said(lex, args[p.name])} {p.name.replace('_', ' ')}"
+            )
         elif len(given) == 1 and p.kind not in ("bool", "phrase") and r.random() < 0.3:
             pieces.append(
                 r.choice(["{v}", "for {v}", "with {v}", "number {v}" if p.type == "integer" else "{v}"]).format(
@@ -285,7 +299,7 @@ def _explicit_request(
                 )
             )
         else:
-            pieces.append(_explicit(lex, p, args[p.name], first=i == 0))
+            pieces.append(_explicit(lex, p, args[p.name]))
     joiner = r.choice([" ", " and ", ", "])
     text = (head + " " + joiner.join(pieces)).strip()
     if (pieces and "=" in pieces[0]) or r.random() < 0.04:
@@ -301,7 +315,7 @@ def _said(lex: Lexicon, value: Value) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _explicit(lex: Lexicon, p: Parameter, value: Value, first: bool) -> str:
+def _explicit(lex: Lexicon, p: Parameter, value: Value) -> str:
     r = lex.rng
     words = p.name.replace("_", " ") if r.random() < 0.7 else p.name
     if p.kind == "bool" and r.random() < 0.4:
@@ -309,35 +323,6 @@ def _explicit(lex: Lexicon, p: Parameter, value: Value, first: bool) -> str:
         if lex.evaluation:
             forms = [f"it is not {words}"], [f"it should be {words}"]
         return r.choice(forms[bool(value)])
-    v = _said(lex, value)
-    if lex.evaluation:
-        return r.choice(
-            [
-                f"with {v} for the {words}",
-                f"whose {words} is {v}",
-                f"the {words} should be {v}",
-                f"taking {v} as the {words}",
-            ]
-        )
-    return r.choice(
-        [
-            f"with {words} {v}",
-            f"{words} {v}",
-            f"{words}: {v}",
-            f"{words} = {v}",
-            f"where the {words} is {v}",
-            f"the {words} is {v}",
-        ]
-        + [
-            f"using {v} as {words}",
-            f"using {v} as the {words}",
-            f"set {words} to {v}",
-            f"with a {words} of {v}",
-            f"with {v} as {words}",
-        ]
-        + (
-            [f"for {words} {v}", f"for the {words} {v}", f"that has {words} {v}", f"use {v} for {words}"]
-            if first
-            else [f"and {words} {v}"]
-        )
-    )
+    form = lex.form("parameter").format(p=words, v=_said(lex, value))
+    # now and then a word that was never seen before: a form is understood by its other words
+    return f"{lex.word().lower()} {form}" if not lex.evaluation and r.random() < 0.06 else form

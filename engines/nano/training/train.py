@@ -25,12 +25,11 @@ from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTra
 from .card import table, write_card
 from .corpus import encode, segments
 from .dialogues import Writer
-from .evaluate import WEIGHTS, evaluate
+from .evaluate import WEIGHTS, evaluate, load
 from .tokenizer import train_tokenizer
 
 HERE = Path(__file__).resolve().parent
 VOCABULARY, CONTEXT = 1024, 2048
-SHORT_STEPS = 1020  # at first only short dialogues: copying is learnt sooner
 WIDTHS = [128, 192, 256, 320, 448, 576, 768, 1024, 2048]
 Batch = tuple[torch.Tensor, torch.Tensor]
 
@@ -91,7 +90,9 @@ def schedule(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / 100, max(0.0, (steps - step) / (0.45 * steps)))
 
 
-def train(model: LlamaForCausalLM, tokenizer: Tokenizer, steps: int, tokens: int, rate: float) -> None:
+def train(
+    model: LlamaForCausalLM, tokenizer: Tokenizer, steps: int, tokens: int, rate: float, short_steps: int, out: Path
+) -> None:
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
     muon = torch.optim.Muon(matrices, lr=rate, weight_decay=0.05, momentum=0.95, adjust_lr_fn="match_rms_adamw")
@@ -102,7 +103,7 @@ def train(model: LlamaForCausalLM, tokenizer: Tokenizer, steps: int, tokens: int
     model.train()
     body = torch.compile(model.model, dynamic=False)
     for step in range(steps):
-        batch = next(short if step < SHORT_STEPS else full)
+        batch = next(short if step < short_steps else full)
         seen += batch[0].numel()
         loss = loss_of(model, body, batch)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -119,7 +120,8 @@ def train(model: LlamaForCausalLM, tokenizer: Tokenizer, steps: int, tokens: int
                 f"step {step + 1}/{steps} loss {mean:.4f} {seen / seconds:.0f} tokens/s {seconds / 60:.1f} min",
                 flush=True,
             )
-        if step % 1000 == 999:
+        if step % 500 == 499:
+            save(model, tokenizer, out)  # what is there if the training is broken off
             model.eval()
             scores = evaluate(model, tokenizer, seed=10_000, count=200)
             print("  ".join(f"{k} {100 * a / n:.0f}%" for k, (a, n) in scores.items()), flush=True)
@@ -148,16 +150,23 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8500)
     parser.add_argument("--tokens", type=int, default=6144, help="tokens in a batch")
     parser.add_argument("--rate", type=float, default=3e-3)
+    parser.add_argument("--start", type=Path, help="go on from the model in this folder, instead of from scratch")
+    parser.add_argument(
+        "--short", type=int, default=1000, help="steps at first of short dialogues: copying is learnt sooner"
+    )
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     started = time.monotonic()
-    sample = Writer(3)
-    tokenizer = train_tokenizer(("".join(t for t, _ in segments(sample.dialogue())) for _ in range(20_000)), VOCABULARY)
-    model = new_model()
+    if args.start:
+        model, tokenizer = load(args.start)
+    else:
+        sample = Writer(3)
+        texts = ("".join(t for t, _ in segments(sample.dialogue())) for _ in range(20_000))
+        model, tokenizer = new_model(), train_tokenizer(texts, VOCABULARY)
     print(f"{model.num_parameters() / 1e6:.2f} M parameters", flush=True)
-    train(model, tokenizer, args.steps, args.tokens, args.rate)
+    train(model, tokenizer, args.steps, args.tokens, args.rate, args.short, args.out)
     save(model, tokenizer, args.out)
     made = {"parameters": model.num_parameters(), "steps": args.steps, "tokens": args.steps * args.tokens}
     made["minutes"] = round((time.monotonic() - started) / 60)
