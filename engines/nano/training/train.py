@@ -158,6 +158,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
+    torch._dynamo.config.recompile_limit = 2 * len(WIDTHS)  # each shape is compiled by itself
     started = time.monotonic()
     if args.start:
         model, tokenizer = load(args.start)
