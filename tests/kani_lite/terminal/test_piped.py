@@ -70,6 +70,11 @@ def test_ctrl_c_stops_the_model() -> None:
                 await anyio.sleep_forever()
 
     engine = Endless("Hello!")
-    with pytest.raises(KeyboardInterrupt):
-        chat_piped(engine, ChatSetup(), ["a"], Interrupting(), io.StringIO())
+    # a job in the background is started with the signal ignored
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            chat_piped(engine, ChatSetup(), ["a"], Interrupting(), io.StringIO())
+    finally:
+        signal.signal(signal.SIGINT, previous)
     assert engine.streams_closed == 1
