@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable
 from typing import Any
 
-import anyio
-
 from kani_lite.events import Delta
 from kani_lite.functions import AIFunction
 from kani_lite.messages import ChatMessage
+from kani_lite.model_stream import close as close_stream
 
 from .base import BaseCompletion, BaseEngine
 
@@ -55,9 +54,7 @@ class WrapperEngine(BaseEngine):
             async for item in stream:
                 yield item
         finally:
-            if (close := getattr(stream, "aclose", None)) is not None:
-                with anyio.CancelScope(shield=True):
-                    await close()
+            await close_stream(stream)
 
     async def close(self) -> None:
         await self.engine.close()

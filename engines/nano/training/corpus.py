@@ -9,8 +9,6 @@ from tokenizers import Tokenizer
 
 from .dialogues import Dialogue, Message
 
-SCALARS = ("string", "integer", "number", "boolean")
-
 
 def render_tool(tool: dict[str, Any]) -> str:
     """One tool as the chat template writes it (a test compares the two)."""
