@@ -6,9 +6,10 @@ Every assistant message is a deterministic function of what came before it, so t
 from __future__ import annotations
 
 from .exchange import Dialogue, Message
+from .invented import invented_tool
 from .talk import ROWS, join
 from .tool_use import ToolUse
-from .tools import Tool, held_out_tool, invented_tool, known_tool
+from .tools import Tool, held_out_tool, known_tool
 
 __all__ = ["Dialogue", "Message", "Writer"]
 
@@ -32,13 +33,14 @@ class Writer(ToolUse):
         """A question or a request that no tool on offer serves."""
         if self.rng.random() < 0.35 and not any("search" in t.words for t in self.offered):
             text = self.lex.pick("question")
+            verb = ""
         else:
             tool = self.tool()
             while any(tool.confusable(t) for t in self.offered):
                 tool = self.tool()
             assert tool.ask is not None
-            text = tool.ask(self.lex)[0]
-        self.user(d, self.ask_style(text))
+            text, verb = tool.ask(self.lex)[0], tool.topic.split(" ")[0]
+        self.user(d, self.ask_style(text, verb))
         self.reply(d, "no tool", NO_TOOL)
 
     def list_tools(self, d: Dialogue) -> None:
@@ -63,7 +65,7 @@ class Writer(ToolUse):
         tools: list[Tool] = []
         for _ in range(r.choice([1, 1, 2, 2, 3, 3, 4, 4, 5, 6])):
             t = make()
-            if tools and r.random() < 0.2 and kind not in ("known", "held out"):
+            if tools and r.random() < 0.3 and kind not in ("known", "held out"):
                 last = tools[-1].topic.split(" ")
                 if len(last) == 2:
                     t = invented_tool(self.lex, **({"noun": last[1]} if r.random() < 0.5 else {"verb": last[0]}))

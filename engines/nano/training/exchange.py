@@ -7,11 +7,12 @@ import random
 from dataclasses import dataclass, field
 from typing import Any
 
-from .lexicon import Lexicon
+from .lexicon import FORMS, POOLS, Lexicon
 from .talk import plain, result_sentence
 from .tools import Tool, Value
 
 Message = dict[str, Any]
+_VERBS = frozenset(POOLS["verb"] + FORMS["imperative"])
 
 
 @dataclass
@@ -58,34 +59,11 @@ class Exchange:
             text += r.choice([".", "!", ".", "?"])
         return text
 
-    def ask_style(self, text: str) -> str:
+    def ask_style(self, text: str, verb: str = "") -> str:
+        """A request as people type it. One that begins with a verb (`verb`, or a known one) may get more polite."""
         r = self.rng
-        imperative = text.split()[0].isalpha() and text.split()[0].lower() not in (
-            [
-                "what",
-                "how",
-                "who",
-                "where",
-                "is",
-                "do",
-                "i",
-                "any",
-                "tell",
-                "lights",
-                "price",
-                "timer",
-                "alarm",
-                "weather",
-                "number",
-                "news",
-                "meaning",
-                "which",
-                "what's",
-                "current",
-                "time",
-                "volume",
-            ]
-        )
+        first = text.split()[0].lower()
+        imperative = first == verb or first in _VERBS
         if imperative and r.random() < 0.3:
             text = r.choice(
                 ["please {}", "can you {}?", "could you {}?", "I want you to {}", "I need you to {}", "would you {}?"]

@@ -15,14 +15,15 @@ DATA = Path(__file__).parent / "data"
 
 
 def read_pools() -> dict[str, list[str]]:
-    """The pools of words.txt: a `[name]`, then entries between bars. An attribute or a parameter is `name:kind of
+    """The pools of *words.txt: a `[name]`, then entries between bars. An attribute or a parameter is `name:kind of
     value`, an enum its values between spaces."""
     pools: dict[str, list[str]] = {}
-    for line in (DATA / "words.txt").read_text(encoding="utf-8").splitlines():
-        if line.startswith("["):
-            pool = pools.setdefault(line.strip("[]"), [])
-        elif line:
-            pool.extend(line.split("|"))
+    for file in sorted(DATA.glob("*words.txt")):
+        for line in file.read_text(encoding="utf-8").splitlines():
+            if line.startswith("["):
+                pool = pools.setdefault(line.strip("[]"), [])
+            elif line:
+                pool.extend(line.split("|"))
     return pools
 
 
@@ -81,10 +82,10 @@ class Lexicon:
         return self.rng.choice(held_out if self.evaluation and held_out else FORMS[name])
 
     def word(self) -> str:
-        """An invented word: syllables, or (one in five) plain random letters."""
+        """An invented word: syllables, or (one in ten) plain random letters."""
         r = self.rng
-        if r.random() < 0.2:
-            w = "".join(r.choices(string.ascii_lowercase, k=r.randint(3, 9)))
+        if r.random() < 0.1:
+            w = "".join(r.choices(string.ascii_lowercase, k=r.randint(3, 7)))
         else:
             onset = [
                 "b",
@@ -110,7 +111,7 @@ class Lexicon:
             onset += ["r", "s", "sh", "st", "t", "th", "tr", "v", "w", "x", "y", "z", "", "fl", "sk", "ph"]
             coda = ["", "", "", "n", "r", "l", "s", "t", "x", "m", "nd", "rk", "ck", "st", "ng", "sh"]
             w = "".join(
-                r.choice(onset) + r.choice("aeiouaeiouy") + r.choice(coda) for _ in range(r.choice([1, 2, 2, 2, 3, 3]))
+                r.choice(onset) + r.choice("aeiouaeiouy") + r.choice(coda) for _ in range(r.choice([1, 2, 2, 2, 2, 3]))
             )
         if len(w) < 3:
             w += r.choice(["lo", "ra", "mi", "nu"])
@@ -186,10 +187,10 @@ class Lexicon:
         return chosen if r.random() > 0.12 else chosen.lower()
 
     def parameter(self) -> Parameter:
-        """A parameter, real or (one in five) with an invented name."""
+        """A parameter, real or (one in four) with an invented name."""
         r = self.rng
         name, kind = self.pick("parameter").split(":")
-        if r.random() < 0.45:
+        if r.random() < 0.25:
             name = self.word().lower()
             kind = r.choice(["word", "int", "number", "place", "name", "thing", "bool", "enum", "phrase", "code"])
         choices: tuple[str, ...] = ()

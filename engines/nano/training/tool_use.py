@@ -27,7 +27,7 @@ class ToolUse(Memory):
                 bare = [f"{verb} the {noun}", f"{verb} a {noun}", f"{verb} my {noun}"]
             if bare:
                 return self._ask_back(d, tool, args, bare)
-        self.user(d, self.ask_style(text))
+        self.user(d, self.ask_style(text, tool.topic.split(" ")[0]))
         self.calls(d, skill, [(tool.name, args)])
         if len(args) == 1 and len(tool.params) == 1 and r.random() < 0.12:
             self._follow_up(d, tool, skill)

