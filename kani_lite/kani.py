@@ -17,6 +17,7 @@ from .events import Delta, Event
 from .exceptions import FunctionCallException, NoSuchFunction, WrappedCallException
 from .formatters import assistant_message_contents
 from .functions import AIFunction, result_to_content, truncate_text
+from .functions.arguments import unreadable_call
 from .limits import Limits
 from .messages import ChatMessage, ChatRole, FunctionCall, QueryType
 from .model_stream import ModelStream
@@ -216,6 +217,8 @@ class Kani:
         """
         function = self._offered().get(call.name)
         if function is None:
+            if not call.name:  # the parser's, for what it couldn't read
+                raise WrappedCallException(True, unreadable_call(call.arguments))
             raise NoSuchFunction(call.name)
         try:
             arguments = function.parse_arguments(call.arguments)
@@ -276,7 +279,7 @@ class Kani:
     ) -> ExceptionHandleResult:
         """What the model is told of a failed call, and whether it may try again. `attempt` counts the rounds with
         errors before this one. Override it to handle errors otherwise."""
-        name = None if isinstance(err, NoSuchFunction) else call.name
+        name = None if isinstance(err, NoSuchFunction) else call.name or None
         message = ChatMessage.function(name, str(err), tool_call_id, is_tool_call_error=True)
         return ExceptionHandleResult(should_retry=attempt < self.retry_attempts and err.retry, message=message)
 

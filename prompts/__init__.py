@@ -3,6 +3,21 @@
 from __future__ import annotations
 
 from .chat_template import ChatTemplatePromptPipeline
-from .parsing import CHATML, HERMES, PLAIN, Format, Parser, format_for_template
+from .formats import CHATML, FORMATS, HERMES, PLAIN, format_for_model, format_for_template, get_format
+from .parsing import Format, Kind, Parser, Region, parse
 
-__all__ = ["CHATML", "HERMES", "PLAIN", "ChatTemplatePromptPipeline", "Format", "Parser", "format_for_template"]
+__all__ = [
+    "CHATML",
+    "FORMATS",
+    "HERMES",
+    "PLAIN",
+    "ChatTemplatePromptPipeline",
+    "Format",
+    "Kind",
+    "Parser",
+    "Region",
+    "format_for_model",
+    "format_for_template",
+    "get_format",
+    "parse",
+]

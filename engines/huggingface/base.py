@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import replace
 from functools import partial
 from os import PathLike
 from typing import TYPE_CHECKING, Any, ClassVar, cast
@@ -18,7 +17,8 @@ from kani_lite.events import Delta, TextDelta, ToolCallDelta, ToolCallFinished, 
 from kani_lite.exceptions import EngineError, PromptError, PromptTooLong
 from kani_lite.messages import ChatMessage, ChatRole, ToolCall
 from kani_lite.prompts.chat_template import ChatTemplatePromptPipeline
-from kani_lite.prompts.parsing import Format, Parser, format_for_template
+from kani_lite.prompts.formats import PLAIN, format_for_model, format_for_template, get_format
+from kani_lite.prompts.parsing import Format, Parser
 
 from . import loading
 from .generator import CancelledRequestError, Generation, Generator, Request
@@ -65,7 +65,7 @@ class HuggingEngine(BaseEngine):
         sampling: SamplingParams | None = None,
         chat_template_kwargs: dict[str, Any] | None = None,
         token_reserve: int = 0,
-        tool_format: Format | None = None,
+        tool_format: Format | str | None = None,
         max_cached_prompts: int = 4,
         **hyperparams: Any,
     ) -> None:
@@ -81,7 +81,7 @@ class HuggingEngine(BaseEngine):
         self.token_reserve = token_reserve
         self.tokenizer = loading.load_tokenizer(source, tokenizer_cls, tokenizer_kwargs or {})
         self.pipeline = prompt_pipeline or self._default_pipeline(chat_template_kwargs or {})
-        self.tool_format = tool_format or format_for_template(cast("str | None", self.tokenizer.chat_template))
+        self.tool_format = get_format(tool_format) if tool_format else self._format_of(source.name)
         self.model = loading.load_model(source, model_cls, options, device)
         self.device = self.model.device
         self.max_context_size = max_context_size or loading.context_length(self.model.config, self.tokenizer, source)
@@ -91,6 +91,11 @@ class HuggingEngine(BaseEngine):
         if type(self).build_prompt is not HuggingEngine.build_prompt:
             return None  # the subclass writes the prompt; it need not have a chat template
         return ChatTemplatePromptPipeline(self.tokenizer, **template_kwargs)
+
+    def _format_of(self, name: str) -> Format:
+        """The format that the chat template gives away, or else the model's name."""
+        found = format_for_template(cast("str | None", self.tokenizer.chat_template))
+        return (format_for_model(name) or found) if found is PLAIN else found
 
     def _start(self, max_cached_prompts: int) -> None:
         self._memo, self._replies = PromptMemo(), ReplyIds()
@@ -213,7 +218,7 @@ class HuggingEngine(BaseEngine):
             raise EngineError(CLOSED)
         prompt = await self._prompt_to_run(messages, functions)
         refused = tool_choice == "none"
-        parser = Parser(self._format_after(prompt))
+        parser = Parser(self.tool_format.after(prompt.text or ""), functions)
         banned = self._call_markers() if refused else []
 
         # the job lets go of the generator when it has run: a suspended stream keeps no weights after close
@@ -231,7 +236,7 @@ class HuggingEngine(BaseEngine):
                             yield delta
         finally:
             job.cancel()
-        for delta in _visible(parser.finish(), refused):
+        for delta in _visible(parser.finish(cut=done.finish_reason == "length"), refused):
             yield delta
         yield self._completion(parser, prompt, done, refused)
 
@@ -248,13 +253,6 @@ class HuggingEngine(BaseEngine):
                 f"of {self.max_context_size}."
             )
         return prompt
-
-    def _format_after(self, prompt: Prompt) -> Format:
-        """Some templates open the reasoning themselves, as the prompt's last word."""
-        marker = self.tool_format.reasoning_start
-        if marker and prompt.text is not None and prompt.text.rstrip().endswith(marker):
-            return replace(self.tool_format, starts_in_reasoning=True)
-        return self.tool_format
 
     def _call_markers(self) -> list[int]:
         """The token that opens a call, if it is one token; otherwise calls are only left out of the result."""

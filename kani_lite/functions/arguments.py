@@ -19,6 +19,14 @@ def shorten(text: str, max_len: int = _VALUE_CHARS) -> str:
     return text if len(text) <= max_len else text[: max_len - 3] + "..."
 
 
+def unreadable_call(text: str) -> ArgumentsError:
+    """The error for a call that could not be read at all."""
+    return ArgumentsError(
+        f"This call could not be read, and nothing was run: {shorten(text)!r}. Write it again, with the function's "
+        "name and its arguments as a JSON object."
+    )
+
+
 def arguments_error(name: str, problems: list[str], schema: dict[str, Any]) -> ArgumentsError:
     """The error for these problems, with what the function expects."""
     shown = problems[:_MAX_PROBLEMS]

@@ -8,13 +8,14 @@ import os
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from kani_lite.exceptions import EngineError
+from kani_lite.exceptions import KaniException
 
 from .errors import DEBUG_VARIABLE, debugging, describe
 from .loading import ModelChoice, ModelLoader, check_model, load_engine
+from .prompt_command import add_prompt_parser, run_prompt
 from .sanitize import sanitize
 
 _EPILOG = """\
@@ -23,6 +24,7 @@ examples:
   kani-lite chat Qwen/Qwen3-0.6B         a model from the Hugging Face hub
   kani-lite chat ./my-model --tools      a model in a folder
   echo "what is 12*7?" | kani-lite chat  one message a line; prints the answers only
+  kani-lite prompt nano chat.json        the exact prompt of a saved chat, with its tokens counted
 """
 
 
@@ -51,6 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     chat.add_argument("--context", type=_positive, metavar="N", help="tokens of the context (needs a MODEL)")
     chat.add_argument("--quantize", choices=["4bit", "8bit"], help="load the weights smaller (needs a MODEL)")
     chat.add_argument("--verbose", action="store_true", help="in a pipe, print the calls of tools to stderr")
+    add_prompt_parser(commands, _positive)
     return parser
 
 
@@ -71,32 +74,44 @@ def _not_negative(text: str) -> float:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the program. Returns the exit status: 0; 1 after an error; 2 if the arguments or the model are no good."""
+    """Runs the program; the exit status: 0; 1 after an error; 2 if the arguments, a file or the model are no good."""
     parser = build_parser()
     arguments = parser.parse_args(argv)
-    if arguments.model is None and (arguments.context is not None or arguments.quantize is not None):
+    embedded = arguments.command == "chat" and arguments.model is None
+    if embedded and (arguments.context is not None or arguments.quantize is not None):
         parser.error("--context and --quantize need a MODEL")
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace" if stream is sys.stdin else "backslashreplace")
     if not debugging():
         warnings.simplefilter("ignore")
+    if arguments.command == "prompt":
+        return _status_of(lambda: run_prompt(arguments))
     choice = ModelChoice(arguments.model, arguments.context, arguments.quantize)
     loader = ModelLoader(lambda: load_engine(choice))
-    try:
+
+    def chat() -> int:
         check_model(choice)
-        status = _chat(arguments, loader)
-    except BrokenPipeError:
-        # who read the answers has left; nothing is left to be flushed at exit either
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 0
-    except KeyboardInterrupt:
-        status = 130
-    except Exception as error:
-        status = _report(error)
+        return _chat(arguments, loader)
+
+    status = _status_of(chat)
     if loader.busy:
         _leave_at_once(status)
     return status
+
+
+def _status_of(command: Callable[[], int]) -> int:
+    """Runs a command; its exit status, whatever it raises."""
+    try:
+        return command()
+    except BrokenPipeError:
+        # who read the answers has left; nothing is left to be flushed at exit either
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:
+        return _report(error)
 
 
 def _chat(arguments: argparse.Namespace, loader: ModelLoader) -> int:
@@ -122,7 +137,7 @@ def _report(error: Exception) -> int:
     if debugging():
         traceback.print_exception(error)
     line = f"kani-lite: {sanitize(describe(error))}"
-    if isinstance(error, EngineError):
+    if isinstance(error, KaniException):  # its text says what to do
         print(line, file=sys.stderr)
         return 2
     print(f"{line} (set {DEBUG_VARIABLE}=1 for the traceback)", file=sys.stderr)

@@ -1,0 +1,12 @@
+"""Phi 3 and 4, which reason but have no calls, and Phi-4-mini, which has."""
+
+from ..parsing import Format, Kind, Region
+from .hermes import THINK
+
+_ENDS = ("<|end|>", "<|im_end|>", "<|endoftext|>")
+PHI = Format("phi", (THINK,), dropped=_ENDS)
+PHI4_MINI = Format(
+    "phi-4-mini",
+    (Region(Kind.CALL, "<|tool_call|>", ("<|/tool_call|>",), until_next=True),),
+    dropped=_ENDS,
+)

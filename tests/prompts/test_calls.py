@@ -1,0 +1,182 @@
+"""Reading what a model wrote of a call: its spellings, what is repaired, and what is not."""
+
+from __future__ import annotations
+
+import pytest
+
+from kani_lite.messages import ToolCall
+from kani_lite.prompts.calls import (
+    MOST_TO_REPAIR,
+    CallText,
+    read_bare_json,
+    read_deepseek,
+    read_fenced,
+    read_headed,
+    read_json,
+    read_mistral,
+    read_python,
+    read_tagged,
+    read_xml,
+)
+
+CITY = {"f": {"properties": {"city": {"type": "string"}, "days": {"anyOf": [{"type": "integer"}, {"type": "null"}]}}}}
+
+
+def told(calls: list[ToolCall]) -> list[tuple[str, str]]:
+    return [(c.function.name, c.function.arguments) for c in calls]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"name": "f", "arguments": {"city": "Paris"}}',
+        '{"name": "f", "parameters": {"city": "Paris"}}',
+        '{"name": "f", "arguments": "{\\"city\\": \\"Paris\\"}"}',
+        '{"type": "function", "function": {"name": "f", "arguments": {"city": "Paris"}}}',
+        '{"type": "function", "function": "f", "parameters": {"city": "Paris"}}',
+        '[{"tool_name": "f", "parameters": {"city": "Paris"}}]',
+        # what is repaired
+        "{'name': 'f', 'arguments': {'city': 'Paris'}}",
+        '{"name": "f", "arguments": {"city": "Paris",},}',
+        '{"name": "f", "arguments": {"city": "Paris"}',
+        '{"name": "f", "arguments": {"city": "Paris"',
+        '{name: "f", "arguments": {city: "Paris"}}',
+        '[{"name": "f", "arguments": {"city": "Paris"}}',
+    ],
+)
+def test_spellings_of_one_call(text: str) -> None:
+    assert told(read_json(CallText(text))) == [("f", '{"city": "Paris"}')]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "Paris",
+        "{",
+        "[]",
+        '{"name": "f", "arguments": {"city": "Par',  # the name of the city may go on
+        '{"name": "f", "arguments": {"city":',
+        '{"name": 3}',
+        '{"arguments": {}}',
+        "{" * 5000,
+        '{"name": "f", "arguments": {"x": "' + "y" * MOST_TO_REPAIR,
+    ],
+)
+def test_what_may_mean_several_things_is_not_repaired(text: str) -> None:
+    [call] = read_json(CallText(text))
+    assert call.function.name == ""
+    assert call.function.arguments.replace(" ", "") == text.replace(" ", "") or text == "[]"
+
+
+def test_a_number_that_may_go_on() -> None:
+    text = '{"name": "f", "arguments": {"n": 12'
+    assert told(read_json(CallText(text, closed=True))) == [("f", '{"n": 12}')]
+    assert told(read_json(CallText(text, closed=False))) == [("", text)]
+    assert told(read_json(CallText(text + "}", closed=False))) == [("f", '{"n": 12}')]
+    assert told(read_json(CallText(text + "}", closed=False, cut=True))) == [("", text + "}")]
+
+
+def test_arguments_that_are_no_object_are_shown_to_the_model() -> None:
+    assert told(read_json(CallText('{"name": "f", "arguments": [1]}'))) == [("f", '{"name": "f", "arguments": [1]}')]
+
+
+def test_ids_are_kept() -> None:
+    ids = '[{"name": "f", "id": "abc"}, {"name": "g", "tool_call_id": 7}, {"name": "h", "id": ""}]'
+    first, second, third = read_json(CallText(ids))
+    assert (first.id, second.id) == ("abc", "7")
+    assert len(third.id) == 36
+
+
+def test_several_one_after_another() -> None:
+    text = '{"name": "f"}; {"name": "g"}\n{"name": "h", "arguments": null}'
+    assert told(read_json(CallText(text))) == [("f", "{}"), ("g", "{}"), ("h", "{}")]
+    assert told(read_json(CallText('{"name": "f"} {"name": "g"'))) == [("f", "{}"), ("g", "{}")]
+    assert told(read_json(CallText('[{"name": "f"}, 3]'))) == [("f", "{}"), ("", "3")]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["hello", '{"name": "Ada"}', '{"name": "f", "arguments": "x"}', '[{"name": "f", "arguments": {}}, 3]', "[1]", "{}"],
+)
+def test_without_markers_only_a_plain_call_is_one(text: str) -> None:
+    assert read_bare_json(CallText(text)) == []
+
+
+def test_xml() -> None:
+    text = "<function=f>\n<parameter=city>\nNew\nYork\n</parameter>\n<parameter=days>\n3\n</parameter>\n</function>"
+    assert told(read_tagged(CallText(text, schemas=CITY))) == [("f", '{"city": "New\\nYork", "days": 3}')]
+    assert told(read_xml(CallText(text))) == [("f", '{"city": "New\\nYork", "days": "3"}')]
+    assert told(read_xml(CallText("<function=f></function><function=g>"))) == [("f", "{}"), ("g", "{}")]
+    assert told(read_xml(CallText("<parameter=a>1"))) == [("", "<parameter=a>1")]
+    cut = "<function=f>\n<parameter=city>\nNew Yo"
+    assert told(read_xml(CallText(cut, closed=False))) == [("f", cut)]
+    assert told(read_xml(CallText(cut))) == [("f", '{"city": "New Yo"}')]
+    assert told(read_xml(CallText('<function=f><parameter=a>{"b": [1]}</parameter>'))) == [("f", '{"a": {"b": [1]}}')]
+    assert told(read_xml(CallText("<function=f><parameter=a>{b</parameter>"))) == [("f", '{"a": "{b"}')]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('f[ARGS]{"a": 1}', ("f", '{"a": 1}')),
+        ('f{"a": 1}', ("f", '{"a": 1}')),
+        ('f[ARGS]{"a": 1', ("f", '{"a": 1}')),
+        ('f[ARGS]{"a": "x', ("f", '{"a": "x')),
+        ('[{"name": "f", "arguments": {"a": 1}}]', ("f", '{"a": 1}')),
+        ("nothing", ("", "nothing")),
+    ],
+)
+def test_mistral(text: str, expected: tuple[str, str]) -> None:
+    assert told(read_mistral(CallText(text))) == [expected]
+    assert read_mistral(CallText("f[CALL_ID]abcdefghi[ARGS]{}"))[0].id == "abcdefghi"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('function<｜tool▁sep｜>f\n```json\n{"a": 1}\n```', ("f", '{"a": 1}')),
+        ('f<｜tool▁sep｜>{"a": 1}', ("f", '{"a": 1}')),
+        ("f<｜tool▁sep｜>", ("f", "{}")),
+        ("function<｜tool▁sep｜>f", ("f", "{}")),
+        ('{"name": "f", "arguments": {"a": 1}}', ("f", '{"a": 1}')),
+    ],
+)
+def test_deepseek(text: str, expected: tuple[str, str]) -> None:
+    assert told(read_deepseek(CallText(text))) == [expected]
+
+
+def test_headed() -> None:
+    assert told(read_headed(CallText('{"a": 1}', header="f"))) == [("f", '{"a": 1}')]
+    assert told(read_headed(CallText(' {"a": "x', header="f"))) == [("f", '{"a": "x')]
+    assert told(read_headed(CallText('{"name": "f"}'))) == [("f", "{}")]
+
+
+def test_fenced() -> None:
+    assert told(read_fenced(CallText('```json\n[{"tool_name": "f", "parameters": {}}]\n```'))) == [("f", "{}")]
+    assert told(read_fenced(CallText('[{"tool_name": "f", "parameters": {}}]'))) == [("f", "{}")]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("f(city='Paris')", [("f", '{"city": "Paris"}')]),
+        ('[f(city="Paris", days=-2), g()]', [("f", '{"city": "Paris", "days": -2}'), ("g", "{}")]),
+        ("```python\nprint(f('Paris', days=[{}]))\n```", [("f", '{"city": "Paris", "days": [{}]}')]),
+        ('weather.call(query="x")', [("weather", '{"query": "x"}')]),
+        ("x = a.b(c=True)", [("a.b", '{"c": true}')]),
+        ('{"name": "f", "parameters": {}}', [("f", "{}")]),
+        ('[{"name": "f", "parameters": {}}]', [("f", "{}")]),
+        ("f(1, 2, 3)", None),
+        ("g(1)", None),
+        ("f(**x)", None),
+        ("f(city=open('x'))", None),
+        ("f(", None),
+        ("2 + 2", None),
+        ("# nothing", None),
+        ("(" * 3000, None),
+        ("f(" + "1," * MOST_TO_REPAIR, None),
+    ],
+)
+def test_python(text: str, expected: list[tuple[str, str]] | None) -> None:
+    assert told(read_python(CallText(text, schemas=CITY))) == (expected or [("", text)])
