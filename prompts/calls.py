@@ -59,9 +59,9 @@ def read_json(call: CallText) -> list[ToolCall]:
 
 def read_bare_json(call: CallText) -> list[ToolCall]:
     """The same in a reply without markers: none of it is a call unless all of it is."""
-    values = _json_values(call)
-    calls = [_from_json(value, strict=True) for value in values or []]
-    return [c for c in calls if c is not None] if all(calls) else []
+    values = _json_values(call) or []
+    calls = [found for value in values if (found := _from_json(value, strict=True)) is not None]
+    return calls if len(calls) == len(values) else []
 
 
 def read_tagged(call: CallText) -> list[ToolCall]:
@@ -200,7 +200,7 @@ def _from_json(value: Any, strict: bool = False) -> ToolCall | None:
     if strict and not isinstance(arguments if key is not None else None, dict):
         return None
     if not isinstance(arguments, dict | str | None):
-        return unreadable(json.dumps(value, ensure_ascii=False), name)
+        arguments = json.dumps(arguments)  # running it tells the model that this is no object
     return new_call(name, arguments, value.get("id", value.get("tool_call_id", value.get("call_id"))))
 
 
@@ -232,12 +232,13 @@ def _json_values(call: CallText) -> list[Any] | None:
 def _repaired(text: str, closed: bool) -> Any:
     """The JSON object or list that the text must mean; None if it may mean several. Source of the repair: json_repair.
 
-    A text that ends in a string, or in a number if its end marker is missing, may lack some of that value.
+    A text that ends in a string, or in a number if its end marker is missing, may lack some of that value; one that
+    ends in a comma, or has no arguments yet, may lack all of them.
     """
     if len(text) > MOST_TO_REPAIR or text[:1] not in ("{", "["):
         return None
     last = _last_outside_strings(text)
-    if last is None or (not closed and last.isdigit()) or last in ":":
+    if last is None or last in ":,{[" or (not closed and (last.isdigit() or "{" not in text[1:])):
         return None
     import json_repair
 
@@ -245,7 +246,9 @@ def _repaired(text: str, closed: bool) -> Any:
         value = json_repair.loads(text, skip_json_loads=True)
     except (ValueError, RecursionError):
         return None
-    return value if isinstance(value, dict | list) and value and _all_from(value, text) else None
+    items = value if isinstance(value, list) else [value]
+    usable = items and all(isinstance(item, dict) and item for item in items) and _all_from(value, text)
+    return value if usable else None
 
 
 def _last_outside_strings(text: str) -> str | None:

@@ -112,10 +112,12 @@ class _Markers:
 @lru_cache(maxsize=512)
 def _markers(fmt: Format, region: Region) -> _Markers:
     found: Iterable[str] = region.ends
-    if region is _TEXT or region is _BARE:
+    if region.kind in (Kind.TEXT, Kind.BARE):
         # a closing marker that closes nothing, if it is one and nothing else: not a code fence
         ends = (end for r in fmt.regions for end in r.ends if _is_special(end))
         found = (*(r.start for r in fmt.regions), *ends, *fmt.dropped, *fmt.body_ends)
+    elif region.kind is Kind.HEADER:
+        found = (*region.ends, *fmt.body_ends)  # the latter: there was nothing behind it
     elif region.until_next:
         found = (*region.ends, *(r.start for r in fmt.regions))
     elif region.kind is Kind.REASONING:
@@ -262,9 +264,14 @@ class Parser:
             if not calls:
                 self._region = _TEXT
                 self._emit(held, out)
-        elif region.kind is Kind.HEADER and held.strip() and not closed:
-            self._region = _TEXT  # a reply that never said what it is
-            self._emit(held, out)
+        elif region.kind is Kind.HEADER and region is self.format.inside and not closed:
+            self._region = _TEXT  # a reply that has no header at all
+            self._emit(held if self._raw_is(held) else "", out)
+
+    def _raw_is(self, text: str) -> bool:
+        """Whether this is all that the model said, with no marker in it."""
+        pattern = _markers(self.format, _TEXT).pattern
+        return self.raw == text and not (pattern and pattern.search(text))
 
     def _tell(self, calls: list[ToolCall], out: list[Delta]) -> None:
         for call in calls:

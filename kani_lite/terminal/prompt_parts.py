@@ -32,7 +32,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Counts:
-    """Units of a prompt; None where the template refuses what would tell. `after[k]`: of the messages up to and with
+    """Units of a prompt; None where the template doesn't tell. `after[k]`: of the messages up to and with
     k, and of the tools; `tools`: of the tools alone."""
 
     after: list[int | None]
@@ -61,7 +61,10 @@ def analyse(
     text = source.render(messages, functions, add_generation_prompt)
     prefixes = [_try(source, messages[:k], functions) for k in range(1, len(messages) + 1)]
     spans = _Spans(text, messages, _contents(source, messages, functions, add_generation_prompt, text))
-    after = [None if prefix is None else source.count(prefix) for prefix in prefixes]
+    after = [
+        None if prefix is None or _held_back(message, prefix) else source.count(prefix)
+        for message, prefix in zip(messages, prefixes, strict=True)
+    ]
     without = _try(source, messages, []) if functions else prefixes[-1]
     tools = None if without is None or after[-1] is None else after[-1] - source.count(without)
     return Prompt(text, list(spans.pieces(prefixes)), Counts(after, tools, source.count(text)))
@@ -72,6 +75,11 @@ def _try(source: PromptSource, messages: Sequence[ChatMessage], functions: Seque
         return source.render(messages, functions, False)
     except PromptError:
         return None
+
+
+def _held_back(message: ChatMessage, prefix: str) -> bool:
+    """Whether the last message is missing: some templates write a system text with the question after it."""
+    return not any(form in prefix for form in _forms(message.text or ""))
 
 
 # ==== where the texts are ====

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from kani_lite.exceptions import EngineError, KaniException, MissingModelDependencies, PromptError
+from kani_lite.exceptions import EngineError, MissingModelDependencies
 from kani_lite.functions import AIFunction
 from kani_lite.messages import ChatMessage
 
-from .errors import describe
 from .loading import ModelChoice, check_model
 
 EMBEDDED = "nano"
 _ENDS = {
+    "alpaca": ("<s>", "</s>"),
     "gemma": ("<bos>", "<eos>"),
     "llama2": ("<s>", "</s>"),
     "llama3": ("<|begin_of_text|>", "<|eot_id|>"),
@@ -71,34 +71,20 @@ def _template_source(template: str | Path, bos_token: str = "", eos_token: str =
     from kani_lite.prompts.templates import find_template
 
     renderer = JinjaChatTemplate(find_template(template), bos_token=bos_token, eos_token=eos_token)
-    return PromptSource(_explained(ChatTemplatePromptPipeline(renderer)), len, "characters")
+    return PromptSource(ChatTemplatePromptPipeline(renderer), len, "characters")
 
 
 def _model_source(name: str) -> PromptSource:
     from kani_lite.prompts.chat_template import ChatTemplatePromptPipeline
 
     tokenizer = _load_tokenizer(name)
+    if not tokenizer.chat_template:
+        raise EngineError(f"The tokenizer of {name!r} has no chat template: name a format, or a .jinja file.")
 
     def count(text: str) -> int:
         return len(tokenizer.encode(text, add_special_tokens=False))
 
-    return PromptSource(_explained(ChatTemplatePromptPipeline(tokenizer)), count, "tokens")
-
-
-def _explained(render: Render) -> Render:
-    """The same, raising nothing but PromptError: a template may fail in any way."""
-
-    def rendered(
-        messages: Sequence[ChatMessage], functions: Sequence[AIFunction], add_generation_prompt: bool, /
-    ) -> str:
-        try:
-            return render(messages, functions, add_generation_prompt)
-        except KaniException:
-            raise
-        except Exception as error:
-            raise PromptError(f"The chat template fails on these messages: {describe(error)}") from error
-
-    return rendered
+    return PromptSource(ChatTemplatePromptPipeline(tokenizer), count, "tokens")
 
 
 def _load_tokenizer(name: str) -> Any:

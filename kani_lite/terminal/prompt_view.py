@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sys
 import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
 from typing import TextIO
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from kani_lite.functions import AIFunction
@@ -32,6 +34,7 @@ _NAMES = {
 _PREVIEW = 40  # columns of a message's text in the table
 
 
+@cache
 def _escapes() -> dict[int, str]:
     """Characters that can't be seen, or look like a space, as visible escapes; the tags among them can hold a whole
     hidden text."""
@@ -66,35 +69,38 @@ def show_table(
     colour: bool,
 ) -> None:
     """What each message adds, and the sum; `context`: how many units there is room for."""
-    table = Table(box=None, pad_edge=False, header_style="bold" if colour else "")
-    for name in ("#", "role", unit, "sum", "text"):
-        table.add_column(name, justify="left" if name in ("role", "text") else "right", no_wrap=True)
-    for row, style in _rows(prompt, messages, functions):
-        table.add_row(*row, style=style)
+    rows = [_Row(("#", "role", unit, "sum", "text"), "bold"), *_rows(prompt, messages, functions)]
+    widths = [max(len(row.cells[column]) for row in rows) for column in range(4)]
     console = _console(out, colour)
-    console.print(table)
+    for row in rows:
+        number, role, added, total, text = row.cells
+        line = f"{number:>{widths[0]}}  {role:<{widths[1]}}  {added:>{widths[2]}}  {total:>{widths[3]}}  {text}"
+        console.print(Text(line.rstrip(), row.style), soft_wrap=True)
     console.print(_summary(prompt.counts.total, unit, context), soft_wrap=True)
 
 
-def _rows(
-    prompt: Prompt, messages: list[ChatMessage], functions: list[AIFunction]
-) -> list[tuple[tuple[str, ...], str]]:
+@dataclass(frozen=True)
+class _Row:
+    cells: tuple[str, str, str, str, str]
+    style: str
+
+
+def _rows(prompt: Prompt, messages: list[ChatMessage], functions: list[AIFunction]) -> Iterator[_Row]:
     counts = prompt.counts
-    rows: list[tuple[tuple[str, ...], str]] = []
     if functions:
         names = _cut(", ".join(function.name for function in functions))
-        rows.append((("", "(tools)", _number(counts.tools), _number(counts.tools), names), "dim"))
+        yield _Row(("", "(tools)", _number(counts.tools), _number(counts.tools), names), "dim")
     last = counts.tools
     for i, (message, now) in enumerate(zip(messages, counts.after, strict=True)):
-        added = None if now is None or last is None else now - last
-        role = _NAMES[message.role]
-        rows.append(((str(i), role, _number(added), _number(now), _cut(_said(message))), _STYLES[message.role]))
+        # a shorter prompt: the template took something back, so nobody can say what this message adds
+        added = None if now is None or last is None or now < last else now - last
+        cells = (str(i), _NAMES[message.role], _number(added), _number(now), _cut(_said(message)))
+        yield _Row(cells, _STYLES[message.role])
         last = now
     if counts.generation:
         end = prompt.pieces[-1]  # its line breaks matter, and can't be told from ours where it is shown
         text = _cut(end.text.replace("\n", "\\n")) if end.message is None else ""
-        rows.append((("", "(reply)", str(counts.generation), str(counts.total), text), "dim"))
-    return rows
+        yield _Row(("", "(reply)", str(counts.generation), str(counts.total), text), "dim")
 
 
 def _said(message: ChatMessage) -> str:

@@ -115,9 +115,25 @@ def format_for_template(chat_template: str | None) -> Format:
 
 
 __all__ = [
+    "CHATML",
+    "COMMAND_R",
+    "COMMAND_R7B",
+    "DEEPSEEK_R1",
+    "DEEPSEEK_V3",
     "FORMATS",
+    "GEMMA",
+    "GPT_OSS",
+    "GRANITE",
+    "HERMES",
+    "JSON",
+    "LLAMA2",
+    "LLAMA3",
+    "MISTRAL",
+    "PHI",
+    "PHI4_MINI",
+    "PLAIN",
+    "QWEN3_CODER",
     "format_for_model",
     "format_for_template",
     "get_format",
-    *sorted(name for name, value in list(globals().items()) if isinstance(value, Format)),
 ]

@@ -60,6 +60,9 @@ def test_spellings_of_one_call(text: str) -> None:
         '{"name": 3}',
         '{"arguments": {}}',
         "{" * 5000,
+        '{"name": "f", "arguments": {',
+        '{"name": "f", "arguments": {"a": 1,',
+        "[/THINK]",
         '{"name": "f", "arguments": {"x": "' + "y" * MOST_TO_REPAIR,
     ],
 )
@@ -77,8 +80,14 @@ def test_a_number_that_may_go_on() -> None:
     assert told(read_json(CallText(text + "}", closed=False, cut=True))) == [("", text + "}")]
 
 
+def test_arguments_that_never_came_are_not_made_up() -> None:
+    for text in ('{"name": "f"', '{"name": "f", "arguments": {'):
+        assert told(read_json(CallText(text, closed=False))) == [("", text)]
+        assert read_bare_json(CallText(text, closed=False)) == []
+
+
 def test_arguments_that_are_no_object_are_shown_to_the_model() -> None:
-    assert told(read_json(CallText('{"name": "f", "arguments": [1]}'))) == [("f", '{"name": "f", "arguments": [1]}')]
+    assert told(read_json(CallText('{"name": "f", "arguments": [1]}'))) == [("f", "[1]")]
 
 
 def test_ids_are_kept() -> None:

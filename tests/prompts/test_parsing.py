@@ -4,44 +4,19 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable
 from dataclasses import replace
+from random import Random
 from typing import Any
 
 import pytest
-from fuzzing import FORMAT_NAMES, markers_of, pieces, replies
+from fuzzing import FORMAT_NAMES, check, markers_of, pieces, random_case, replies, run, seen
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kani_lite import AIFunction, ChatMessage
-from kani_lite.events import ReasoningDelta, TextDelta, ToolCallDelta, ToolCallFinished, ToolCallStarted
+from kani_lite.events import ReasoningDelta, TextDelta
 from kani_lite.prompts import FORMATS, HERMES, PLAIN, Format, Kind, Parser, Region, parse
 from kani_lite.prompts.formats import COMMAND_R, GEMMA, GPT_OSS, LLAMA3, QWEN3_CODER
-
-
-def run(fmt: Format, chunks: Iterable[str], **kwargs: Any) -> tuple[Parser, list[Any]]:
-    parser = Parser(fmt, **kwargs)
-    deltas = [delta for chunk in chunks for delta in parser.feed(chunk)]
-    return parser, deltas + parser.finish()
-
-
-def seen(deltas: Iterable[Any]) -> list[Any]:
-    """The events with neighbouring texts joined, and without the random ids of calls."""
-    out: list[Any] = []
-    for delta in deltas:
-        match delta:
-            case TextDelta(text) | ReasoningDelta(text):
-                if out and isinstance(out[-1], type(delta)):
-                    out[-1] = type(delta)(out[-1].text + text)
-                else:
-                    out.append(delta)
-            case ToolCallStarted(index, _, name):
-                out.append((index, name))
-            case ToolCallDelta(index, arguments):
-                out.append((index, arguments))
-            case ToolCallFinished(index, call):
-                out.append((index, call.function.name, call.function.arguments))
-    return out
 
 
 def calls(message: ChatMessage) -> list[tuple[str, str]]:
@@ -49,27 +24,17 @@ def calls(message: ChatMessage) -> list[tuple[str, str]]:
 
 
 @given(st.data())
-def test_any_chunking_gives_the_same(data: st.DataObject) -> None:
+def test_the_guarantees(data: st.DataObject) -> None:
     fmt = FORMATS[data.draw(st.sampled_from(FORMAT_NAMES))]
     text = data.draw(replies(fmt))
-    whole, events = run(fmt, [text])
-    cut, again = run(fmt, data.draw(pieces(text)))
-    assert seen(again) == seen(events)
-    assert cut.message().content == whole.message().content
-    assert calls(cut.message()) == calls(whole.message())
-    assert cut.raw == whole.raw == text
+    check(fmt, text, data.draw(pieces(text)))
 
 
-@given(st.data())
-def test_no_marker_leaks_and_the_deltas_are_the_message(data: st.DataObject) -> None:
-    fmt = FORMATS[data.draw(st.sampled_from(FORMAT_NAMES))]
-    parser, deltas = run(fmt, data.draw(pieces(data.draw(replies(fmt)))))
-    message = parser.message()
-    visible = "".join(d.text for d in deltas if isinstance(d, TextDelta))
-    assert visible == (message.text or "")
-    for marker in markers_of(fmt):
-        assert marker not in visible or marker == "```"
-    assert [d.call for d in deltas if isinstance(d, ToolCallFinished)] == (message.tool_calls or [])
+def test_a_short_fuzz() -> None:
+    """`make fuzz` runs a million of these."""
+    rng = Random(1)
+    for _ in range(3000):
+        check(*random_case(rng))
 
 
 @given(st.text(st.characters(exclude_characters="<[`A{"), max_size=200))
@@ -111,6 +76,8 @@ def test_a_prompt_may_end_in_a_header() -> None:
     assert parse(fmt, reply).text == "Hello"
     assert parse(fmt, "no header at all").text == "no header at all"
     assert GPT_OSS.after("<|start|>user<|message|>hi<|end|>").inside is None
+    for broken in ("<|channel|><|call|>", "<|channel|>final", "<|start|>assistant<|channel|>"):
+        assert parse(GPT_OSS, broken).text == parse(fmt, broken).text == ""
 
 
 def test_reasoning_that_prompt_and_model_both_open() -> None:

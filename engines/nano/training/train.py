@@ -53,7 +53,7 @@ def new_model() -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
-def batches(writer: Writer, tokenizer: Tokenizer, tokens: int, longest: int) -> Iterator[Batch]:
+def batches(writer: Writer, tokenizer: Tokenizer, tokens: int, shortest: int, longest: int) -> Iterator[Batch]:
     """(ids, targets) without end: right-padded ids [B, T] of about `tokens` tokens, and the flat places of the targets.
 
     Dialogues of like length go together, so that little is padding; the order of the batches is shuffled. There are few
@@ -64,7 +64,7 @@ def batches(writer: Writer, tokenizer: Tokenizer, tokens: int, longest: int) -> 
         pool = []
         while sum(len(ids) for ids, _ in pool) < 60 * tokens:
             ids, targets = encode(tokenizer, writer.dialogue())
-            if len(ids) <= longest:
+            if shortest < len(ids) <= longest:
                 pool.append((ids, targets))
         groups = []
         for shorter, width in itertools.pairwise([0, *WIDTHS]):
@@ -89,41 +89,39 @@ def loss_of(model: LlamaForCausalLM, body: Any, batch: Batch, others: float) -> 
     return loss + others * cross_entropy(logits.float(), follows, ignore_index=0)
 
 
-def schedule(step: int, steps: int) -> float:
-    """Warm-up over 100 steps, constant, then linear to zero over the last 45 %."""
-    return min(1.0, (step + 1) / 100, max(0.0, (steps - step) / (0.45 * steps)))
-
-
-def train(
-    model: LlamaForCausalLM, tokenizer: Tokenizer, steps: int, tokens: int, rate: float, short_steps: int, out: Path
-) -> None:
+def train(model: LlamaForCausalLM, tokenizer: Tokenizer, args: argparse.Namespace) -> int:
+    """Trains for `args.minutes` and returns the number of steps. The learning rate warms up over 100 steps, is
+    constant, and falls linearly to zero over the last 45 % of the time."""
+    tokens, rate, out = args.tokens, args.rate, args.out
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     others = [p for n, p in model.named_parameters() if p.ndim != 2 or "embed" in n]
     muon = torch.optim.Muon(matrices, lr=rate, weight_decay=0.05, momentum=0.95, adjust_lr_fn="match_rms_adamw")
     adam = torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.98), weight_decay=0.0)
-    writer = Writer(7)
-    short, full = batches(writer, tokenizer, tokens, 320), batches(writer, tokenizer, tokens, CONTEXT)
+    writer = Writer(8 if args.start else 7)  # who goes on sees new dialogues
+    limits = {"short": (0, 320), "usual": (0, 768), "long": (768, CONTEXT)}  # attention to long ones costs most
+    source = {name: batches(writer, tokenizer, tokens, *lengths) for name, lengths in limits.items()}
     started, seen, mean = time.monotonic(), 0, 0.0
     model.train()
     body = torch.compile(model.model, dynamic=False)
-    for step in range(steps):
-        batch = next(short if step < short_steps else full)
+    for step in itertools.count():
+        done = (time.monotonic() - started) / (60 * args.minutes)
+        if done >= 1:
+            break
+        batch = next(source["short" if step < args.short else "long" if step % 10 == 9 else "usual"])
         seen += batch[0].numel()
-        loss = loss_of(model, body, batch, 0.3 * (1 - step / steps))
+        loss = loss_of(model, body, batch, 0.3 * (1 - done))
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in (muon, adam):
             for group in optimizer.param_groups:
-                group["lr"] = rate * schedule(step, steps)
+                group["lr"] = rate * min(1.0, (step + 1) / 100, (1 - done) / 0.45)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
         mean = loss.item() if step == 0 else 0.98 * mean + 0.02 * loss.item()
         if step % 100 == 99:
             seconds = time.monotonic() - started
-            print(
-                f"step {step + 1}/{steps} loss {mean:.4f} {seen / seconds:.0f} tokens/s {seconds / 60:.1f} min",
-                flush=True,
-            )
+            speed = f"{seen / seconds:.0f} tokens/s {seconds / 60:.1f} min"
+            print(f"step {step + 1} loss {mean:.4f} {speed}", flush=True)
         if step % 500 == 499:
             save(model, tokenizer, out)  # what is there if the training is broken off
             model.eval()
@@ -131,6 +129,7 @@ def train(
             print("  ".join(f"{k} {100 * a / n:.0f}%" for k, (a, n) in scores.items()), flush=True)
             model.train()
     model.eval()
+    return step
 
 
 def save(model: LlamaForCausalLM, tokenizer: Tokenizer, out: Path) -> None:
@@ -151,12 +150,12 @@ def save(model: LlamaForCausalLM, tokenizer: Tokenizer, out: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=WEIGHTS)
-    parser.add_argument("--steps", type=int, default=8000)
+    parser.add_argument("--minutes", type=float, default=90)
     parser.add_argument("--tokens", type=int, default=6144, help="tokens in a batch")
     parser.add_argument("--rate", type=float, default=3e-3)
     parser.add_argument("--start", type=Path, help="go on from the model in this folder, instead of from scratch")
     parser.add_argument(
-        "--short", type=int, default=1000, help="steps at first of short dialogues: copying is learnt sooner"
+        "--short", type=int, default=800, help="steps at first of short dialogues: copying is learnt sooner"
     )
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
@@ -171,9 +170,9 @@ def main() -> None:
         texts = ("".join(t for t, _ in segments(sample.dialogue())) for _ in range(20_000))
         model, tokenizer = new_model(), train_tokenizer(texts, VOCABULARY)
     print(f"{model.num_parameters() / 1e6:.2f} M parameters", flush=True)
-    train(model, tokenizer, args.steps, args.tokens, args.rate, args.short, args.out)
+    steps = train(model, tokenizer, args)
     save(model, tokenizer, args.out)
-    made = {"parameters": model.num_parameters(), "steps": args.steps, "tokens": args.steps * args.tokens}
+    made = {"parameters": model.num_parameters(), "steps": steps, "tokens": steps * args.tokens}
     made["minutes"] = round((time.monotonic() - started) / 60)
     (args.out / "training.json").write_text(json.dumps(made, indent=2) + "\n")
     scores = evaluate(LlamaForCausalLM.from_pretrained(args.out, dtype=torch.float32).eval(), tokenizer)

@@ -1,0 +1,15 @@
+"""gpt-oss."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..chat_template import ChatTemplatePromptPipeline
+
+
+def build_prompt_pipeline(
+    tokenizer: Any, *, chat_template_reasoning_content_key: str | None = None, **chat_template_kwargs: Any
+) -> ChatTemplatePromptPipeline:
+    """The model's chat template, which finds a message's reasoning under `thinking`."""
+    key = chat_template_reasoning_content_key or "thinking"
+    return ChatTemplatePromptPipeline(tokenizer, chat_template_reasoning_content_key=key, **chat_template_kwargs)
