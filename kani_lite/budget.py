@@ -23,6 +23,9 @@ BLOCK_SHARE = 0.75
 """An engine that reuses its prefix fills its context to this share when history is dropped, so that the start of the
 prompt then stays the same for many rounds."""
 
+NEAR = 8
+"""Tokens that an engine's `message_len` may be wrong by, for a message: as much is found out by counting the prompt."""
+
 _content, _tool_calls = attrgetter("content"), attrgetter("tool_calls")
 
 
@@ -197,31 +200,51 @@ class Budget:
 
     async def _choose(self, history: list[ChatMessage], measure: _Measure, size: int) -> int | None:
         """Where the prompt begins, by the counts and then by the engine's own count of the whole; None: nowhere."""
+        if not history:
+            total = await measure(0)
+            return 0 if total is not None and total <= size else None
         start, blocks = self._proposal(history, measure.engine.reuses_prefix, size)
-        tried = set()
-        while start < len(history) or not history:
+        too_long, refused, best = -1, set(), len(history)
+        while start < best:
             total = await measure(start)
-            tried.add(start)
             if total is None:
+                refused.add(start)
                 start = group_start(history, start + 1)
                 continue
             self._overhead = total - self._tail.tokens_from(start)
-            if total > size:
+            if total <= size:
+                best = start
+                if blocks:
+                    break
+                self._tail.reach(history, measure.engine.message_len, size - self._overhead, start)
+                start = self._earlier(history, best, too_long, refused, size)
+                continue
+            too_long = start
+            if best < len(history):
+                start = group_start(history, (start + 1 + best) // 2)
+            else:
                 # the counts now say where it fits; move on by one group at least
                 room = (int(size * BLOCK_SHARE) if blocks else size) - self._overhead
                 newest = max(start + 1, len(history) - 1)
                 start = group_start(history, min(newest, max(start + 1, self._tail.fits_from(room))))
-                if not history:
-                    return None
-                continue
-            if blocks:
-                return start
-            self._tail.reach(history, measure.engine.message_len, size - self._overhead, start)
-            earlier = group_start(history, self._tail.fits_from(size - self._overhead))
-            if earlier >= start or earlier in tried:
-                return start
-            start = earlier
-        return None
+        return best if best < len(history) else None
+
+    def _earlier(self, history: list[ChatMessage], best: int, too_long: int, refused: set[int], size: int) -> int:
+        """The start to try after `best`, which fits: the earliest that fits by the counts, and if that is none, the
+        one before `best` if it is only just too long by them, since they may be estimates."""
+        start = max(self._tail.fits_from(size - self._overhead), self._tail.start, too_long + 1)
+        start = group_start(history, start)
+        while start in refused:
+            start = group_start(history, start + 1)
+        if start < best:
+            return start
+        before = best - 1
+        while before > 0 and group_start(history, before) != before:
+            before -= 1
+        if before in refused or before < max(self._tail.start, too_long + 1):
+            return best
+        over = self._overhead + self._tail.tokens_from(before) - size
+        return before if over <= NEAR * (best - before) else best
 
     def _proposal(self, history: list[ChatMessage], blocks: bool, size: int) -> tuple[int, bool]:
         """(a first choice of the start, whether history is dropped in blocks)."""

@@ -133,9 +133,6 @@ def test_the_budget_keeps_the_limit_and_as_much_as_fits(name: str, counts: str) 
     check()
 
 
-@pytest.mark.xfail(
-    strict=True, reason="Budget._choose stops where its estimate leads back to a start that was too long"
-)
 def test_approximate_counts() -> None:
     engine = TemplateEngine("named-llama3", "texts")
     history = [ChatMessage.user("hi"), ChatMessage.assistant("hi"), ChatMessage.user("hi")]
