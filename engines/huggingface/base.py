@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from functools import partial
 from os import PathLike
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import anyio.to_thread
 import torch
@@ -16,6 +17,7 @@ from kani_lite.engines.sampling import SamplingParams
 from kani_lite.events import Delta, TextDelta, ToolCallDelta, ToolCallFinished, ToolCallStarted
 from kani_lite.exceptions import EngineError, PromptError, PromptTooLong
 from kani_lite.messages import ChatMessage, ChatRole, ToolCall
+from kani_lite.prompts.calls import read_bare_json
 from kani_lite.prompts.chat_template import ChatTemplatePromptPipeline
 from kani_lite.prompts.formats import PLAIN, format_for_model, format_for_template, get_format
 from kani_lite.prompts.parsing import Format, Parser
@@ -64,6 +66,7 @@ class HuggingEngine(BaseEngine):
         quantize: str | None = None,
         sampling: SamplingParams | None = None,
         chat_template_kwargs: dict[str, Any] | None = None,
+        chat_template_reasoning_content_key: str | None = None,
         token_reserve: int = 0,
         tool_format: Format | str | None = None,
         max_cached_prompts: int = 4,
@@ -80,7 +83,8 @@ class HuggingEngine(BaseEngine):
         self.hyperparams = hyperparams
         self.token_reserve = token_reserve
         self.tokenizer = loading.load_tokenizer(source, tokenizer_cls, tokenizer_kwargs or {})
-        self.pipeline = prompt_pipeline or self._default_pipeline(chat_template_kwargs or {})
+        template_kwargs = {"chat_template_reasoning_content_key": chat_template_reasoning_content_key}
+        self.pipeline = prompt_pipeline or self._default_pipeline(template_kwargs | (chat_template_kwargs or {}))
         self.tool_format = get_format(tool_format) if tool_format else self._format_of(source.name)
         self.model = loading.load_model(source, model_cls, options, device)
         self.device = self.model.device
@@ -93,9 +97,16 @@ class HuggingEngine(BaseEngine):
         return ChatTemplatePromptPipeline(self.tokenizer, **template_kwargs)
 
     def _format_of(self, name: str) -> Format:
-        """The format that the chat template gives away, or else the model's name."""
-        found = format_for_template(cast("str | None", self.tokenizer.chat_template))
-        return (format_for_model(name) or found) if found is PLAIN else found
+        """The format that the chat template gives away, or else the model's name. A template that shows no calls gets
+        them as plain JSON, and so does the model that answers it."""
+        pipeline = self.pipeline
+        ours = isinstance(pipeline, ChatTemplatePromptPipeline)
+        found = format_for_template(pipeline.chat_template if ours else self.tokenizer.chat_template)
+        if found is PLAIN:
+            found = format_for_model(name) or found
+        if ours and found.bare is None and not pipeline.capabilities().can("calls"):
+            found = replace(found, bare=read_bare_json)
+        return found
 
     def _start(self, max_cached_prompts: int) -> None:
         self._memo, self._replies = PromptMemo(), ReplyIds()
@@ -218,7 +229,9 @@ class HuggingEngine(BaseEngine):
             raise EngineError(CLOSED)
         prompt = await self._prompt_to_run(messages, functions)
         refused = tool_choice == "none"
-        parser = Parser(self.tool_format.after(prompt.text or ""), functions)
+        written = self.tool_format.after(prompt.text or "")
+        # without functions JSON is an answer
+        parser = Parser(written if functions else replace(written, bare=None), functions)
         banned = self._call_markers() if refused else []
 
         # the job lets go of the generator when it has run: a suspended stream keeps no weights after close
