@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaita
 from functools import partial
 from types import AsyncGeneratorType
 from typing import Any, Protocol, Self, cast
+from weakref import ref
 
 import anyio
 
@@ -25,6 +26,10 @@ class Lock(Protocol):
 
 
 _END: Any = object()
+
+
+def _nobody() -> None:
+    return None
 
 
 class StreamManager:
@@ -62,6 +67,7 @@ class StreamManager:
         self._tokens: list[str] = []
         self._completion: BaseCompletion | None = None
         self._ended = self._started = self._shared = False
+        self._iteration: Callable[[], _Tokens | None] = _nobody
         self._alone = False  # the iteration is the only reader, which costs less
         self._at = 0  # how many tokens the iteration has given, where it isn't
         self._waiting: list[anyio.Event] = []
@@ -70,7 +76,9 @@ class StreamManager:
         if self._iterated:
             raise RuntimeError("The tokens of this stream were iterated before: await `message()` for all of it.")
         self._iterated = True
-        return _Tokens(self)
+        tokens = _Tokens(self)
+        self._iteration = ref(tokens)
+        return tokens
 
     def __await__(self) -> Generator[Any, None, ChatMessage]:
         return self.message().__await__()
@@ -106,6 +114,15 @@ class StreamManager:
     async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
+    def _next_token(self) -> Awaitable[str]:
+        return self._next(iterating=True)
+
+    def _set_alone(self, alone: bool) -> None:
+        if alone != self._alone:
+            self._alone = alone
+            if (tokens := self._iteration()) is not None:
+                tokens.__anext__ = self._gen.__anext__ if alone else self._next_token
+
     async def _next(self, iterating: bool = False) -> str:
         """The next token of the stream; `iterating`: the next that the iteration has not given yet. One reader at a
         time; all readers get the error. Raises StopAsyncIteration at the end."""
@@ -115,7 +132,7 @@ class StreamManager:
             self._at += 1
             if self._at <= len(self._tokens):
                 return self._tokens[self._at - 1]
-            self._alone = not (self._shared or self._ended)
+            self._set_alone(not (self._shared or self._ended))
         if self._started or isinstance(self._gen, _Broken):
             return await self._gen.__anext__()
         self._started = True
@@ -125,7 +142,7 @@ class StreamManager:
         """From now on the iteration isn't the only reader: it has to count what it has given."""
         self._shared = True
         if self._alone:
-            self._alone = False
+            self._set_alone(False)
             self._at = len(self._tokens) + self._gen.ag_running
 
     async def _other_reader(self) -> None:
@@ -176,7 +193,8 @@ class StreamManager:
             raise
 
     def _end(self, error: BaseException | None) -> None:
-        self._ended, self._alone = True, False
+        self._ended = True
+        self._set_alone(False)
         if error is not None:
             # who waits for the message in another task is not cancelled by the cancelling of this one
             cancelled = not isinstance(error, Exception)
@@ -186,9 +204,6 @@ class StreamManager:
             release, self._release = self._release, None
             release()
         self._wake()
-
-
-_END = object()
 
 
 async def _or_end(read: Callable[[], Awaitable[Any]]) -> Any:
@@ -213,17 +228,18 @@ class _Broken:
 
 
 class _Tokens:
-    """The one iteration over a stream's tokens."""
+    """The one iteration over a stream's tokens. What gives the next token is an attribute: while nobody else reads the
+    stream, that is its generator itself, with no call of ours between."""
+
+    __slots__ = ("__anext__", "__weakref__", "_stream")
+    __anext__: Callable[[], Awaitable[str]]
 
     def __init__(self, stream: StreamManager) -> None:
-        self._stream = stream
+        self._stream = stream  # kept alive as long as it is read
+        self.__anext__ = stream._next_token
 
     def __aiter__(self) -> Self:
         return self
-
-    def __anext__(self) -> Awaitable[str]:
-        stream = self._stream
-        return stream._gen.__anext__() if stream._alone else stream._next(iterating=True)
 
 
 class DummyStream(StreamManager):

@@ -4,6 +4,11 @@ from collections.abc import Iterator
 
 import pytest
 from blockbuster import BlockBuster, blockbuster_ctx
+from hypothesis import settings
+
+# machines are shared: how long an example takes says nothing
+settings.register_profile("kani_lite", deadline=None)
+settings.load_profile("kani_lite")
 
 
 @pytest.fixture(params=["asyncio", "trio"])

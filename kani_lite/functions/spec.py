@@ -51,16 +51,20 @@ class FunctionSpec:
         """Keyword arguments from Python values by name. Raises pydantic.ValidationError."""
         return self._kwargs(self.model.__pydantic_validator__.validate_python(arguments))
 
+    @cached_property
+    def _fields(self) -> list[tuple[str, str, bool]]:
+        """(field of the model, name of the parameter, whether its value is passed on also if it was not given)."""
+        return [
+            (field, param.name, not (param.required or param.has_plain_default))
+            for field, param in field_names(self.params)
+        ]
+
     def _kwargs(self, checked: pydantic.BaseModel) -> dict[str, Any]:
         """Only what was given, and defaults of pydantic Fields: the function itself supplies its other defaults."""
         values = vars(checked)
         given = checked.model_fields_set
-        made = {
-            param.name: values[field]
-            for field, param in field_names(self.params)
-            if field in given or not (param.required or param.has_plain_default)
-        }
-        return made | (checked.model_extra or {})
+        made = {name: values[field] for field, name, always in self._fields if always or field in given}
+        return made | extra if (extra := checked.model_extra) else made
 
 
 def _own_doc(func: Any) -> str | None:

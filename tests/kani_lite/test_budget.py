@@ -78,7 +78,7 @@ message_lists = st.lists(
 
 @pytest.mark.parametrize("kind", ["both", "prompt", "async"])
 @given(history=message_lists, size=st.integers(5, 200), later=message_lists, edit=st.integers(0, 100))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 async def test_keeps_the_largest_suffix_that_fits(
     kind: str, history: list[ChatMessage], size: int, later: list[ChatMessage], edit: int
 ) -> None:
@@ -98,7 +98,7 @@ async def test_keeps_the_largest_suffix_that_fits(
 
 
 @given(history=message_lists, size=st.integers(40, 200))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 async def test_blocks_keep_the_start_stable(history: list[ChatMessage], size: int) -> None:
     engine, budget = BlockEngine(mode="both"), Budget()
     cuts, grown = [], []

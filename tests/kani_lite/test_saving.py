@@ -154,9 +154,7 @@ messages = st.builds(
 )
 
 
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-)
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(always=st.lists(messages, max_size=1), history=st.lists(messages, max_size=4), format_=st.sampled_from(FORMATS))
 def test_any_chat_round_trips(
     tmp_path: Path, always: list[ChatMessage], history: list[ChatMessage], format_: Format

@@ -177,7 +177,7 @@ def test_a_truncated_file(tmp_path: Path, size: int) -> None:
         assert len(history) == 1
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(where=st.integers(0, 2000), byte=st.integers(1, 255), name=st.sampled_from(["a.json", "a.kani"]))
 def test_a_damaged_file_loads_or_is_refused(tmp_path: Path, where: int, byte: int, name: str) -> None:
     path = tmp_path / name

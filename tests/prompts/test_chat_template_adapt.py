@@ -332,7 +332,7 @@ def chats(draw: st.DrawFn) -> list[ChatMessage]:
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(chat=chats(), with_tools=st.booleans())
 def test_nothing_is_lost(name: str, chat: list[ChatMessage], with_tools: bool) -> None:
     prompt = pipeline(TEMPLATES[name])(chat, [FUNCTION] if with_tools else None)

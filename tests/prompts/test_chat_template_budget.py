@@ -92,7 +92,7 @@ def histories(draw: st.DrawFn) -> list[ChatMessage]:
 def test_the_count_is_that_of_the_prompts_tokens(name: str) -> None:
     theirs = ChatTemplatePromptPipeline(make_tokenizer(TEMPLATES[name]))
 
-    @settings(max_examples=8, deadline=None)
+    @settings(max_examples=8)
     @given(history=histories(), functions=st.sampled_from([None, [FUNCTION]]))
     def check(history: list[ChatMessage], functions: Any) -> None:
         prompt = theirs(history, functions)
@@ -107,7 +107,7 @@ def test_the_count_is_that_of_the_prompts_tokens(name: str) -> None:
 def test_the_budget_keeps_the_limit_and_as_much_as_fits(name: str, counts: str) -> None:
     engine = TemplateEngine(name, counts)
 
-    @settings(max_examples=8, deadline=None)
+    @settings(max_examples=8)
     @given(
         history=histories(),
         functions=st.sampled_from([None, [FUNCTION]]),

@@ -89,7 +89,7 @@ def run(pipeline: Pipeline, msgs: list[ChatMessage], **kwargs: Any) -> Any:
         return str(e)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(messages, max_size=6), st.lists(steps, max_size=5), terminals, st.booleans())
 def test_running_changes_nothing(
     msgs: list[ChatMessage], adders: list[AddStep], add_terminal: AddStep, for_measurement: bool

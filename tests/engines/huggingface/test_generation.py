@@ -229,7 +229,7 @@ WORDS = st.lists(st.sampled_from(["one", "two", "hello there", "fox", "?"]), min
 EDITS = st.lists(st.tuples(st.sampled_from(["say", "undo", "edit", "trim", "other"]), WORDS), min_size=2, max_size=6)
 
 
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(edits=EDITS)
 def test_warm_is_cold_token_for_token(model_dir: Path, edits: list[tuple[str, str]]) -> None:
     engine = HuggingEngine(model_dir, device="cpu", temperature=0.0, max_tokens=10, max_cached_prompts=2)

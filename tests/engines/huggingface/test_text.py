@@ -15,7 +15,7 @@ def decode(tokenizer: Any) -> Callable[[Any], str]:
     return lambda ids: str(tokenizer.decode(ids, skip_special_tokens=False))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\ufffd"), max_size=30))
 def test_every_piece_is_whole_and_nothing_is_lost(tokenizer: Any, decode: Callable[[Any], str], text: str) -> None:
     ids = tokenizer.encode(text, add_special_tokens=False)
@@ -48,7 +48,7 @@ def test_broken_bytes_neither_stall_nor_cost_more_and_more(tokenizer: Any, decod
     assert "".join(pieces).count("\ufffd") == 500
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.text("abc", max_size=20), st.lists(st.text("abc", min_size=1, max_size=4), max_size=3), st.integers(1, 4))
 def test_stop_strings_never_leak(text: str, stops: list[str], size: int) -> None:
     filt = StopStrings(stops)
