@@ -73,8 +73,9 @@ async def run_calls(
 
 
 async def _run_together(round_: Round, calls: list[ToolCall], attempt: int, outcomes: dict[int, CallOutcome]) -> None:
-    if len(calls) == 1:
-        outcomes[0] = await _run_call(round_, calls[0], attempt)
+    if len(calls) == 1 or round_.kani._run_at_once(calls):
+        for index, call in enumerate(calls):
+            outcomes[index] = await _run_call(round_, call, attempt)
         return
     errors: list[Exception] = []
     todo = deque(range(len(calls)))

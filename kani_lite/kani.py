@@ -19,7 +19,7 @@ from .formatters import assistant_message_contents
 from .functions import AIFunction, result_to_content, truncate_text
 from .functions.arguments import unreadable_call
 from .limits import Limits
-from .messages import ChatMessage, ChatRole, FunctionCall, QueryType
+from .messages import ChatMessage, ChatRole, FunctionCall, QueryType, ToolCall
 from .model_stream import ModelStream
 from .rounds import OnBroken, Round, RoundOptions
 from .streaming import StreamManager
@@ -246,6 +246,13 @@ class Kani:
                 return round_.offered
         return self.functions
 
+    def _run_at_once(self, calls: list[ToolCall]) -> bool:
+        """Whether none of these calls can have to wait, so that running them together is no different."""
+        cls, offered = type(self), self._offered()
+        if self.approve is not None or (cls.do_function_call, cls.handle_function_call_exception) != _RUN_BY:
+            return False
+        return all((f := offered.get(call.function.name)) is None or f.never_waits for call in calls)
+
     async def _refusal(self, function: AIFunction, arguments: dict[str, Any]) -> str | None:
         """What to tell the model if this call may not run."""
         if self.approve is None:
@@ -264,7 +271,7 @@ class Kani:
         seconds = function.timeout
         if seconds is None and function.is_async:
             seconds = self.limits.tool_seconds
-        if seconds is None:
+        if seconds is None or function.never_waits:
             return await function.run(arguments)
         return await in_time(function.run(arguments), seconds, function.name)
 
@@ -323,3 +330,6 @@ class Kani:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(engine={type(self.engine).__name__}, {len(self.chat_history)} messages)"
+
+
+_RUN_BY = (Kani.do_function_call, Kani.handle_function_call_exception)

@@ -127,7 +127,7 @@ def _met_systems(chat: list[Message], can: Can) -> list[Message]:
 
 def _met_start(chat: list[Message], can: Can, with_tools: bool) -> list[Message]:
     start = next((i for i, m in enumerate(chat) if m["role"] != "system"), len(chat))
-    wanted = not any(m["role"] == "user" for m in chat) and not can("no_user")
+    wanted = not any(m["role"] == "user" for m in chat) and not can("no_user_with_tools" if with_tools else "no_user")
     if start < len(chat) and chat[start]["role"] == "assistant":
         wanted = wanted or not can("assistant_first_with_tools" if with_tools else "assistant_first")
         wanted = wanted or (has_calls(chat[start : start + 1]) and not can("call_first"))

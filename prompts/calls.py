@@ -20,9 +20,13 @@ MOST_TO_REPAIR = 100_000
 """Characters of a malformed call that are worth a repair."""
 
 NO_CALL = re.compile(
-    r'\s*[\[{]\s*(?:\{\s*)?(?:"(?!(?:name|arguments|parameters|type|function|id|tool_name|tool_call_id)")[^"]*"|[^"\s{\[])'
+    r"""\s*[\[{]\s*(?:\{\s*)?
+    (?: "(?!(?:name|arguments|parameters|type|function|id|tool_name|tool_call_id)")[^"]*"
+      | (?! (?<=\[) [A-Za-z_][\w.]* (?:\(|\Z) ) [^"\s{\[]  # but for [f(
+    )""",
+    re.VERBOSE,
 )
-"""The beginning of JSON that is no call: its first key is none that calls have."""
+"""The beginning of JSON that is no call, since its first key is none that calls have; and of a list that is no call."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,17 @@ def read_bare_json(call: CallText) -> list[ToolCall]:
     values = _json_values(call) or []
     calls = [found for value in values if (found := _from_json(value, strict=True)) is not None]
     return calls if len(calls) == len(values) else []
+
+
+_PYTHON_LIST = re.compile(r"\[\s*[A-Za-z_][\w.]*\s*\(")
+
+
+def read_bare_list(call: CallText) -> list[ToolCall]:
+    """The same, or a list of calls as Python writes them, `[f(a=1)]`, of functions that are on offer."""
+    if (found := read_bare_json(call)) or not _PYTHON_LIST.match(call.text.strip()):
+        return found
+    calls = read_python(call)
+    return calls if all(c.function.name in call.schemas for c in calls) else []
 
 
 def read_tagged(call: CallText) -> list[ToolCall]:
@@ -133,6 +148,12 @@ def read_deepseek(call: CallText) -> list[ToolCall]:
 
 
 _fence = re.compile(r"^```(?:json|tool_code|python)?\s*(.*?)\s*(?:```)?$", re.DOTALL)
+
+
+def read_functools(call: CallText) -> list[ToolCall]:
+    """A JSON list of calls, whose opening bracket may be part of the marker: `functools[{...}]`."""
+    whole = call.text.lstrip().startswith("[")
+    return read_json(call if whole else _replaced(call, f"[{call.text}"))
 
 
 def read_headed(call: CallText) -> list[ToolCall]:

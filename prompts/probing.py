@@ -25,6 +25,7 @@ Ability: TypeAlias = Literal[
     "calls",
     "content_with_calls",
     "no_user",
+    "no_user_with_tools",
     "parallel_calls",
     "split_content",
     "system",
@@ -94,6 +95,7 @@ _PROBES: dict[Ability, list[Message]] = {
     "call_first": [*_ROUND[1:], _user(3)],
     "content_with_calls": [_user(0), _calling(1, content=_WORDS[2]) | _THINKING, _result(3, of=1)],
     "no_user": [_system(0)],
+    "no_user_with_tools": [_system(0)],
     "parallel_calls": [_user(0), _calling(1, 2), _result(3, of=1), _result(4, of=2)],
     "split_content": [_user(0), _reply(5), *_LATER[1:]],
     "system": [_system(0), _user(1), _reply(2), _user(3)],
@@ -137,9 +139,10 @@ class Capabilities:
         if ability == "calls":
             return self.calls is not None
         chat = _PROBES[ability]
-        tools = [_TOOL] if ability == "tools" or (has_calls(chat) and self.can("tools")) else None
-        words = [_TOOL["function"]["name"]] if ability == "tools" else []
-        if ability == "no_user" and not self.can("system"):
+        shown = ability in ("tools", "no_user_with_tools")
+        tools = [_TOOL] if shown or (has_calls(chat) and self.can("tools")) else None
+        words = [_TOOL["function"]["name"]] if shown else []
+        if ability in ("no_user", "no_user_with_tools") and not self.can("system"):
             chat = [_reply(0)]
         if ability == "assistant_first_with_tools":
             # some take the first message for the user's, whatever its role
@@ -174,10 +177,24 @@ class Capabilities:
                 return style
         return None
 
+    @cached_property
+    def empty_is_none(self) -> bool:
+        """Whether the content of a call without text should be None: for "" some write an empty turn."""
+        if self.calls is None:
+            return False
+        tools = [_TOOL] if self.can("tools") else None
+        chat = [self._dress(m, self.calls) for m in _ROUND]
+        try:
+            text = self._render(_without_empty(chat), tools)
+            return len(text) < len(self._render(chat, tools)) and "None" not in text and _all_in(_words(_ROUND), text)
+        except Exception:  # see _shows
+            return False
+
     def dressed(self, messages: Sequence[Message]) -> list[Message]:
         """The messages with keys and values as the template wants them."""
         style = self.calls if has_calls(messages) else None
-        return [self._dress(m, style or CallStyle(True, False, False)) for m in messages]
+        chat = [self._dress(m, style or CallStyle(True, False, False)) for m in messages]
+        return _without_empty(chat) if style and self.empty_is_none else chat
 
     def _dress(self, message: Message, style: CallStyle) -> Message:
         if style.parts if message["role"] == "tool" else self.parts(message["role"]):
@@ -198,6 +215,9 @@ class Capabilities:
             if not isinstance(arguments, dict) and not self.can("broken_arguments"):
                 arguments = {"arguments": arguments}
             function = function | {"arguments": arguments}
+        elif "\\u" in function["arguments"] and isinstance(arguments := decoded(function["arguments"]), dict):
+            # the template prints the text as it is, and the model should read letters
+            function = function | {"arguments": json.dumps(arguments, ensure_ascii=False)}
         return call | {"id": short_id(call["id"]) if style.short_ids else call["id"], "function": function}
 
     def _shows(
@@ -210,14 +230,22 @@ class Capabilities:
             return False
         # Python's own way to write a dict, or JSON in JSON: the template wanted the value in another form
         spoilt = ("'type': 'text'", f"'{_KEY}'", f'\\"{_KEY}')
-        return all(word in text for word in (*_words(chat), *words)) and not any(s in text for s in spoilt)
+        return _all_in([*_words(chat), *words], text) and not any(s in text for s in spoilt)
+
+
+def _all_in(words: Sequence[str], text: str) -> bool:
+    return all(word in text for word in words)
+
+
+def _without_empty(chat: Sequence[Message]) -> list[Message]:
+    return [m | {"content": None} if m.get("tool_calls") and not m["content"] else m for m in chat]
 
 
 def _words(chat: Sequence[Message]) -> list[str]:
     words = []
     for message in chat:
         content = message["content"]
-        words.append(content if isinstance(content, str) else content[0]["text"])
+        words.append(content[0]["text"] if isinstance(content, list) else content or "")
         for call in message.get("tool_calls", ()):
             arguments = call["function"]["arguments"]
             words += [call["function"]["name"], _BROKEN if arguments == _BROKEN else _VALUE]

@@ -82,6 +82,11 @@ class AIFunction:
         return self._spec.is_async
 
     @property
+    def never_waits(self) -> bool:
+        """Whether it is async and awaits nothing: it needs no time limit, and nothing can run beside it."""
+        return self._spec.never_waits
+
+    @property
     def json_schema(self) -> dict[str, Any]:
         """The schema of the parameters that is sent to the model. Always the same object: treat it as read-only."""
         if self._json_schema is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dis
 import functools
 import inspect
 import types
@@ -30,6 +31,7 @@ class FunctionSpec:
         self.params: tuple[AIParamSchema, ...] = tuple(params)
         self.name = display_name(func)
         self.is_async = inspect.iscoroutinefunction(func)
+        self.never_waits = self.is_async and _never_waits(func)
 
     @cached_property
     def model(self) -> type[pydantic.BaseModel]:
@@ -65,6 +67,17 @@ class FunctionSpec:
         given = checked.model_fields_set
         made = {name: values[field] for field, name, always in self._fields if always or field in given}
         return made | extra if (extra := checked.model_extra) else made
+
+
+_AWAITING = frozenset(["GET_AWAITABLE", "GET_AITER", "GET_ANEXT", "BEFORE_ASYNC_WITH"])
+
+
+def _never_waits(func: Any) -> bool:
+    """Whether an async function has no `await`, `async for` or `async with`: it is done as soon as it is called."""
+    code = getattr(func, "__code__", None)
+    if code is None or not code.co_flags & inspect.CO_COROUTINE:
+        return False  # what is behind it is not known
+    return not any(instruction.opname in _AWAITING for instruction in dis.get_instructions(code))
 
 
 def _own_doc(func: Any) -> str | None:

@@ -81,6 +81,7 @@ _BY_TEMPLATE = [
     ("<|CHATBOT_TOKEN|>", COMMAND_R),
     ("<function=", QWEN3_CODER),
     ("<|/tool_call|>", PHI4_MINI),
+    ("functools[", PHI4_MINI),
     ("<|start_of_role|>", GRANITE),
     ("<tool_call>", HERMES),
     ("<|tool_call|>", GRANITE),
@@ -90,6 +91,7 @@ _BY_TEMPLATE = [
     ("</think>", CHATML),
     ("<|im_start|>", CHATML),
     ("[INST]", LLAMA2),
+    ("<|end|>", PHI),
 ]
 
 

@@ -1,6 +1,6 @@
-"""Llama 2, which has no calls, and Llama 3.x: JSON without markers, or after `<|python_tag|>`."""
+"""Llama 2, which has no calls, and Llama 3.x: JSON or Python without markers, or after `<|python_tag|>`."""
 
-from ..calls import read_bare_json, read_python
+from ..calls import read_bare_list, read_python
 from ..parsing import Format, Kind, Region
 
 LLAMA2 = Format("llama2", dropped=("</s>",))
@@ -9,5 +9,5 @@ LLAMA3 = Format(
     (Region(Kind.CALL, "<|python_tag|>", ("<|eom_id|>", "<|eot_id|>"), until_next=True),),
     dropped=("<|eom_id|>", "<|eot_id|>"),
     read=read_python,
-    bare=read_bare_json,
+    bare=read_bare_list,
 )

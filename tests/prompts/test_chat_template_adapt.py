@@ -341,3 +341,25 @@ def test_nothing_is_lost(name: str, chat: list[ChatMessage], with_tools: bool) -
         for call in message.tool_calls or []:
             assert call.function.kwargs["x"] in prompt
     assert "A function." in prompt or not with_tools
+
+
+def test_functions_that_show_only_beside_a_user_message() -> None:
+    shy = (
+        "{% for m in messages %}{{ (tools | tojson) if m.role == 'user' and tools }}"
+        "{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    )
+    made = pipeline(shy)
+    tool = json.dumps([tool_schema(FUNCTION)], ensure_ascii=False)
+    assert made([system("s")]) == "system: s\n"
+    assert made([system("s")], [FUNCTION]) == f"system: s\n{tool}user: (continued)\n"
+
+
+def test_a_call_without_text_is_no_empty_turn() -> None:
+    turns = (
+        "{% for m in messages %}{% for c in m.tool_calls or [] %}[{{ c.function.name }} {{ c.function.arguments }}]"
+        "{% endfor %}{% if m.content is not none %}{{ m.role }}: {{ m.content }};{% endif %}{% endfor %}"
+    )
+    chat = [user("u"), ChatMessage.assistant("", tool_calls=[ToolCall.from_function("f", x="Ä")]), result("r", "1")]
+    assert pipeline(turns)(chat) == 'user: u;[f {"x": "Ä"}]tool: r;'
+    told = [user("u"), reply("See:", ("1", "Ä")), result("r", "1")]
+    assert pipeline(turns)(told) == 'user: u;[f {"x": "Ä"}]assistant: See:;tool: r;'

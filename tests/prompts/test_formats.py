@@ -111,6 +111,9 @@ GOLDEN: dict[str, list[tuple[str, str | None, str | None, list[tuple[str, dict[s
     ],
     "phi": [("<think>Hm.</think>Yes.<|end|>", "Hm.", "Yes.", [])],
     "phi-4-mini": [
+        ('functools[{"name": "f", "arguments": {"a": 1}}]<|end|>', None, None, [("f", {"a": 1})]),
+        ('{"name": "f", "arguments": {"a": 1}}<|end|>', None, None, [("f", {"a": 1})]),
+        ("import functools<|end|>", None, "import functools", []),
         (
             '<|tool_call|>[{"name": "f", "arguments": {"a": 1}}, {"name": "g", "arguments": {}}]<|/tool_call|><|end|>',
             None,
@@ -120,7 +123,7 @@ GOLDEN: dict[str, list[tuple[str, str | None, str | None, list[tuple[str, dict[s
     ],
     "gemma": [
         ("Sure.\n```tool_code\nprint(f(a=1))\n```<end_of_turn>", None, "Sure.", [("f", {"a": 1})]),
-        ("[f(a=1)]", None, "[f(a=1)]", []),
+        ("[f(a=1)]", None, "[f(a=1)]", []),  # of no function on offer
         ("```python\nx = 1\n```", None, "```python\nx = 1\n```", []),
     ],
     "granite": [
@@ -172,6 +175,18 @@ def test_replies_as_models_write_them(name: str, case: tuple[str, str | None, st
 def find(city: str, days: int = 1) -> str:
     """Find the weather."""
     return f"{city} {days}"
+
+
+@pytest.mark.parametrize("name", ["gemma", "llama3"])
+def test_calls_in_a_python_list(name: str) -> None:
+    fmt, functions = FORMATS[name], [AIFunction(find)]
+    text = '[find(city="New \\"York\\"", days=3), find("Rome")]'
+    assert calls_of(parse(fmt, text, functions)) == [
+        ("find", {"city": 'New "York"', "days": 3}),
+        ("find", {"city": "Rome"}),
+    ]
+    for other in ("[1, 2]", "[see here](http://x.y)", "[other(a=1)]", '[find("Paris")] is what I call', "[find("):
+        assert parse(fmt, other, functions).text == other
 
 
 # what each template can carry of a reply: whatever it can't is told in another way (see prompts/adapt.py)
@@ -271,6 +286,7 @@ def test_a_models_name_says_its_format(model: str, name: str | None) -> None:
         ("named-llama2", "llama2"),
         ("named-llama3", "llama3"),
         ("named-gemma", "gemma"),
+        ("named-phi3", "phi"),
         ("named-vicuna", "plain"),
     ],
 )
