@@ -179,19 +179,22 @@ class Budget:
 
         Raises PromptTooLong or MessageTooLong if there is no such part, ValueError if the engine refuses them all.
         """
-        measure = _Measure(engine, always, history, self._tail, (functions, kwargs))
+        tail, count = self._tail, engine.message_len
         try:
-            self._tail.sync(history, engine.message_len)
-            self._tail.reach(history, engine.message_len, size - self._overhead, last_group(history))
+            tail.sync(history, count)
+            if tail.start:
+                tail.reach(history, count, size - self._overhead, last_group(history))
         except NotImplementedError:
+            measure = _Measure(engine, always, history, tail, (functions, kwargs))
             measure.additive = False
             start = await _search(history, measure, size)
         else:
-            if measure.additive and not self._tail.start:
-                self._overhead = sum(map(engine.message_len, always))
-                if self._overhead + self._tail.sums[-1] <= size:  # all of it: the common case
+            if not tail.start and type(engine).prompt_len is BaseEngine.prompt_len:
+                self._overhead = sum(map(count, always)) if always else 0
+                if self._overhead + tail.sums[-1] <= size:  # all of it: the common case
                     self._cut = None
                     return [*always, *history]
+            measure = _Measure(engine, always, history, tail, (functions, kwargs))
             start = await self._choose(history, measure, size)
         if start is None:
             return await _nothing_fits(history, measure, size)

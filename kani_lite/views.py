@@ -57,6 +57,8 @@ async def reply(round_: Round) -> ChatMessage | None:
     async for event in round_:
         if isinstance(event, MessageAdded):
             message = event.message
+            if round_.closed:
+                break  # nothing but its end is left to be told
     return message
 
 
