@@ -20,10 +20,16 @@ class WrapperEngine(BaseEngine):
         super().__init__(*args, **kwargs)
         self.engine = engine
 
+    _size: int | None = None  # set on the wrapper, in place of the engine's
+
     # what BaseEngine defines on the class is forwarded here, the rest by __getattr__
     @property
     def max_context_size(self) -> int:  # type: ignore[override]  # a property in place of the attribute
-        return self.engine.max_context_size
+        return self.engine.max_context_size if self._size is None else self._size
+
+    @max_context_size.setter
+    def max_context_size(self, size: int) -> None:
+        self._size = size
 
     @property
     def disable_function_calling_kwargs(self) -> dict[str, Any]:  # type: ignore[override]  # as above

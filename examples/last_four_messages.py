@@ -16,7 +16,7 @@ class LastFour(Kani):
 async def main() -> None:
     engine = NanoEngine()
     ai = LastFour(engine)
-    for query in ("My name is Ada.", "What is my name?", "thanks", "What is my name?"):
+    for query in ("My name is Ada.", "thanks", "how are you?", "What is my name?"):
         print(f"{query} -> {await ai.chat_round_str(query)}")
     print(len(ai.chat_history), "messages in the history")
     await engine.close()

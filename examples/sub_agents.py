@@ -12,7 +12,7 @@ class Warehouse(Kani):
     @ai_function()
     def count_stock(self, product: str) -> str:
         """Count the stock of a product."""
-        return f"There are {STOCK.get(product, 0)} jars of {product}."
+        return f"The stock of {product} is {STOCK.get(product, 0)}."
 
 
 class Clerk(Kani):

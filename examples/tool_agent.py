@@ -34,7 +34,7 @@ class Shop(Kani):
 async def main() -> None:
     engine = NanoEngine()
     ai = Shop(engine)
-    for query in ("get the price of honey", "order the product coffee with quantity 3"):
+    for query in ("what is the price of honey?", "order the product coffee with quantity 3"):
         print("USER:", query)
         async for message in ai.full_round(query):
             if message.tool_calls:

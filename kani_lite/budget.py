@@ -13,7 +13,7 @@ from operator import attrgetter, is_
 from typing import TYPE_CHECKING, Any
 
 from .engines.base import BaseEngine
-from .exceptions import MessageTooLong, PromptTooLong
+from .exceptions import FunctionSpecError, MessageTooLong, PromptTooLong
 from .messages import ChatMessage, ChatRole
 
 if TYPE_CHECKING:
@@ -152,6 +152,8 @@ class _Measure:
         try:
             count = self.engine.prompt_len([*self.always, *self.history[start:]], self.functions, **self.kwargs)
             return await count if isinstance(count, Awaitable) else count
+        except FunctionSpecError:
+            raise  # no prompt can have this function
         except Exception as e:
             self.refusal = e
             return None
@@ -228,9 +230,12 @@ class Budget:
             else:
                 # the counts now say where it fits; move on by one group at least
                 room = (int(size * BLOCK_SHARE) if blocks else size) - self._overhead
-                newest = max(start + 1, len(history) - 1)
+                newest = max(start + 1, last_group(history))
                 start = group_start(history, min(newest, max(start + 1, self._tail.fits_from(room))))
-        return best if best < len(history) else None
+        if best < len(history):
+            return best
+        # what was passed over may fit all the same, where a template refuses some starts and counts are estimates
+        return None if measure.additive else await _search(history, measure, size)
 
     def _earlier(self, history: list[ChatMessage], best: int, too_long: int, refused: set[int], size: int) -> int:
         """The start to try after `best`, which fits: the earliest that fits by the counts, and if that is none, the

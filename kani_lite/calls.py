@@ -113,7 +113,7 @@ async def in_time(coroutine: Coroutine[Any, Any, T], seconds: float, name: str) 
 
     with anyio.CancelScope() as scope:
         return await Watched(coroutine, waits)
-    raise TimeoutError(f"{name} took more than {seconds:g} seconds and was stopped.")
+    raise TimeoutError(f"{name} took more than {seconds:g} seconds, and its result is not waited for.")
 
 
 class Watched(Generic[T]):
@@ -146,13 +146,16 @@ async def _run_call(round_: Round, call: ToolCall, attempt: int) -> CallOutcome:
         result = await kani.do_function_call(call.function, tool_call_id=call.id)
     except FunctionCallException as e:
         handled = await kani.handle_function_call_exception(call.function, e, attempt, tool_call_id=call.id)
-        message = _answer_to(call, handled.message, error=True)
+        message = _answer_to(round_, call, handled.message, error=True)
         return CallOutcome(call, message, is_model_turn=True, failed=True, should_retry=handled.should_retry)
-    return CallOutcome(call, _answer_to(call, result.message, error=False), result.is_model_turn)
+    return CallOutcome(call, _answer_to(round_, call, result.message, error=False), result.is_model_turn)
 
 
-def _answer_to(call: ToolCall, message: ChatMessage, error: bool) -> ChatMessage:
-    """The message with what an overridden hook may have left out: which call it answers, and whether that failed."""
+def _answer_to(round_: Round, call: ToolCall, message: ChatMessage, error: bool) -> ChatMessage:
+    """The message, no longer than the limit, with what an overridden hook may have left out: which call it answers, and
+    whether that failed."""
+    if (most := round_.kani.limits.result_chars) is not None:
+        message = round_.kani._auto_truncate_message(message, most)
     if message.is_tool_call_error is None:
         message = message.copy_with(is_tool_call_error=error)
     return message if message.tool_call_id is not None else message.copy_with(tool_call_id=call.id)

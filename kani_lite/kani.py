@@ -94,8 +94,9 @@ class Kani:
         self.on_broken = on_broken
         self.lock = anyio.Lock(fast_acquire=True)
         self.functions: dict[str, AIFunction] = {}
+        self.functions |= {function.name: function for function in functions or ()}  # the last of a name, as in kani
         methods = (getattr(self, name) for name in _function_methods(type(self)))
-        for function in [*(functions or ()), *(AIFunction(m, **m.__ai_function__) for m in methods)]:
+        for function in (AIFunction(m, **m.__ai_function__) for m in methods):
             if function.name in self.functions:
                 raise ValueError(f"AIFunction {function.name!r} is already registered: give one of them another name=.")
             self.functions[function.name] = function
@@ -172,7 +173,7 @@ class Kani:
     ) -> int:
         """Tokens of a prompt of these messages and functions."""
         count = self.engine.prompt_len(messages, functions, **kwargs)
-        return count if isinstance(count, int) else await count
+        return await count if inspect.isawaitable(count) else count
 
     async def get_model_completion(self, include_functions: bool = True, **kwargs: Any) -> BaseCompletion:
         """What the model says next. Does not change the history."""
@@ -234,9 +235,8 @@ class Kani:
         else:
             content = result_to_content(value)
             message = ChatMessage.function(call.name, content, tool_call_id, is_tool_call_error=False)
-        for most in (function.auto_truncate, self.limits.result_chars):
-            if most is not None:
-                message = self._auto_truncate_message(message, most)
+        if function.auto_truncate is not None:
+            message = self._auto_truncate_message(message, function.auto_truncate)
         return FunctionCallResult(is_model_turn=function.after is ChatRole.ASSISTANT, message=message)
 
     def _offered(self) -> dict[str, AIFunction]:
@@ -249,7 +249,8 @@ class Kani:
     def _run_at_once(self, calls: list[ToolCall]) -> bool:
         """Whether none of these calls can have to wait, so that running them together is no different."""
         cls, offered = type(self), self._offered()
-        if self.approve is not None or (cls.do_function_call, cls.handle_function_call_exception) != _RUN_BY:
+        hooks = (cls.do_function_call, cls.handle_function_call_exception)
+        if self.approve is not None or hooks != _RUN_BY or not vars(self).keys().isdisjoint(f.__name__ for f in hooks):
             return False
         return all((f := offered.get(call.function.name)) is None or f.never_waits for call in calls)
 
@@ -262,10 +263,13 @@ class Kani:
                 else None
             )
         answer = self.approve(function, arguments)
-        answer = answer if isinstance(answer, bool | str) else await answer
+        if inspect.isawaitable(answer):
+            answer = await answer
         if answer is True:
             return None
-        return answer if isinstance(answer, str) else f"The user did not approve this call of {function.name}."
+        return (
+            answer if answer and isinstance(answer, str) else f"The user did not approve this call of {function.name}."
+        )
 
     async def _run_function(self, function: AIFunction, arguments: dict[str, Any]) -> Any:
         seconds = function.timeout

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
+
+import anyio
 
 from .calls import CallOutcome, not_run
 from .messages import ChatMessage, ChatRole, QueryType
 
 if TYPE_CHECKING:
     from .kani import Kani
+
+_log = logging.getLogger(__name__)
+
+HOOK_SECONDS = 1.0
+"""How long an overridden `add_to_history` may take to store the answers of a round that was broken off."""
 
 BROKEN_OFF = "The round was broken off before this call had a result."
 
@@ -52,13 +60,16 @@ class Ledger:
             del history[start:]
             return
         try:
-            await self.answer(BROKEN_OFF)
+            with anyio.move_on_after(HOOK_SECONDS):
+                await self.answer(BROKEN_OFF)
         except Exception:
-            # the hook that stores messages is what broke: the history has to be whole all the same
+            _log.warning("add_to_history failed while a round was broken off; the answers are stored.", exc_info=True)
+        finally:
+            # whatever became of the hook that stores messages, the history has to be whole
             for position, message in self._answers(BROKEN_OFF):
                 history.insert(position, message)
-        if start is not None and len(history) == start + 1 and history[start].role is ChatRole.USER:
-            history.pop()  # nobody answered
+            if start is not None and len(history) == start + 1 and history[start].role is ChatRole.USER:
+                history.pop()  # nobody answered
 
     def _start(self) -> int | None:
         """Where this round's messages begin; None if the history was replaced meanwhile."""

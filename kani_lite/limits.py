@@ -30,7 +30,11 @@ class Limits:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            if value is not None and (value < 0 or (value == 0 and field.name == "parallel_calls")):
-                raise ValueError(f"Limits.{field.name} is {value!r}: give a positive number, or None for no bound.")
+            whole = "seconds" in field.name or isinstance(value, int)
+            # a NaN is neither, so the comparison is this way round
+            if value is not None and not (whole and (value > 0 or (value == 0 and field.name != "parallel_calls"))):
+                raise ValueError(
+                    f"Limits.{field.name} is {value!r}: give a positive {'number' if whole else 'integer'}, or None for no bound."
+                )
         if self.parallel_calls is None:
             raise ValueError("Limits.parallel_calls is None: give how many calls may run at a time.")

@@ -19,20 +19,9 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import anyio
 
 from .calls import inside_rounds, run_calls
+from .derived import events_of, usage_of
 from .engines.base import BaseCompletion, Completion
-from .events import (
-    EndReason,
-    Event,
-    MessageAdded,
-    MessageStarted,
-    RoundEnd,
-    TextDelta,
-    ToolCallDelta,
-    ToolCallFinished,
-    ToolCallStarted,
-    ToolResult,
-    Usage,
-)
+from .events import Delta, EndReason, Event, MessageAdded, MessageStarted, RoundEnd, TextDelta, ToolResult
 from .exceptions import KaniException, RoundEnded
 from .ledger import Ledger
 from .messages import ChatMessage, QueryType, ToolCall
@@ -43,6 +32,7 @@ if TYPE_CHECKING:
     from .kani import Kani
 
 _log = logging.getLogger(__name__)
+_NOTHING: Any = object()
 
 OnBroken = Literal["answer", "rollback"]
 """What becomes of a round that was cancelled, closed or failed. `"answer"`: what is complete stays in the history, and
@@ -68,8 +58,7 @@ class Round:
     running = False  # somebody waits for the next event
     closed = False  # nothing more will happen
     _stream: AsyncIterator[Any] | None = None  # the model's, while it speaks
-    _pending: Any = None  # an item of the stream that was read and not looked at yet
-    _calls_told = False
+    _pending: Any = _NOTHING  # an item of the stream that was read and not looked at yet
     _tool_rounds = _failed_rounds = _tokens = 0
     _deadline = inf
     _ledger: Ledger | None = None
@@ -87,6 +76,7 @@ class Round:
         self._step: Callable[[Round], Awaitable[Event | str | None]] = Round._begin
         self._ready: deque[Event] = deque()  # what happened already and is still to be told
         self._calls: list[ToolCall] = []  # of the model's last message
+        self._told: set[type] = set()  # the kinds of deltas that the model's stream had
         self._allowed = options.functions
 
     def __aiter__(self) -> Self:
@@ -263,7 +253,7 @@ class Round:
                 with anyio.move_on_at(self._deadline):
                     self.completion = await kani.get_model_completion(**kwargs)
             return None
-        self._calls_told = False
+        self._told.clear()
         self._stream = aiter(kani.get_model_stream(**kwargs))
         return await self._read(first=True)
 
@@ -274,8 +264,8 @@ class Round:
         assert stream is not None
         try:
             while True:
-                item, self._pending = self._pending, None
-                if item is not None:
+                item, self._pending = self._pending, _NOTHING
+                if item is not _NOTHING:
                     pass
                 elif self._deadline == inf:
                     item = await (first_item(stream) if first else stream.__anext__())
@@ -285,7 +275,7 @@ class Round:
                 if first and isinstance(stream, ModelStream) and stream.source is not None:
                     self._stream = stream = stream.source  # from here on without anything between
                 first = False
-                if self.completion is not None and item is not None:
+                if self.completion is not None and item is not _NOTHING:
                     raise RuntimeError(f"The engine's stream goes on after its completion, with {item!r}.")
                 if isinstance(item, str):
                     self.text.append(item)
@@ -294,17 +284,18 @@ class Round:
                     break
                 self.completion = item
         except StopAsyncIteration:
-            item = None
+            item = _NOTHING
             if self.completion is None:
                 self.completion = Completion(ChatMessage.assistant("".join(self.text).strip()))
-        if item is None:
+        if item is _NOTHING:
             await self._close_stream()
-        elif isinstance(item, TextDelta):
+            return None
+        if not isinstance(item, Delta):
+            raise TypeError(f"An engine's stream yields str, deltas and a BaseCompletion, not {item!r}.")
+        if isinstance(item, TextDelta):
             self.text.append(item.text)
-        elif isinstance(item, ToolCallStarted):
-            self._calls_told = True
-        told: Event | None = item
-        return told
+        self._told.add(type(item))
+        return item
 
     async def _close_stream(self) -> None:
         stream, self._stream = self._stream, None
@@ -319,12 +310,16 @@ class Round:
         assert self._ledger is not None
         self._ledger.outcomes = {}
         message = await kani.add_completion_to_history(completion)
-        if self.options.stream and not self._calls_told:
-            self._ready.extend(_call_events(completion.message))
+        if self.options.stream:
+            if self.text:
+                self._told.add(TextDelta)
+            derived = events_of(completion.message, self._told)
+            self.text += [event.text for event in derived if isinstance(event, TextDelta)]
+            self._ready.extend(derived)
         self._tokens += (completion.prompt_tokens or 0) + (completion.completion_tokens or 0)
         self._ready.append(MessageAdded(message))
         if self.options.stream:
-            self._ready.append(_usage(completion))
+            self._ready.append(usage_of(completion))
         if not message.tool_calls:
             done = self._allowed or self._reason is EndReason.FUNCTIONS_OFF
             return self._end(EndReason.DONE if done else self._reason)
@@ -369,6 +364,8 @@ class Round:
 
     def _end(self, reason: EndReason) -> Event:
         """The first of the events that are left, RoundEnd being the last of them."""
+        if reason in (EndReason.TOOL_ROUNDS, EndReason.TOKENS, EndReason.SECONDS):
+            _log.warning("A round ended early: %s", _WHY[reason])
         self._ready.append(RoundEnd(reason))
         self._leave()
         return self._ready.popleft()
@@ -381,18 +378,3 @@ _WHY = {
     EndReason.TOKENS: "the limit of tokens of a round was reached.",
     EndReason.SECONDS: "the limit of time of a round was reached.",
 }
-
-
-def _usage(completion: BaseCompletion) -> Usage:
-    cached, seconds = getattr(completion, "cached_tokens", None), getattr(completion, "seconds", None)
-    return Usage(completion.prompt_tokens, completion.completion_tokens, cached, seconds)
-
-
-def _call_events(message: ChatMessage) -> list[Event]:
-    """The events of calls that an engine returned without streaming them."""
-    events: list[Event] = []
-    for index, call in enumerate(message.tool_calls or []):
-        events.append(ToolCallStarted(index, call.id, call.function.name))
-        events.append(ToolCallDelta(index, call.function.arguments))
-        events.append(ToolCallFinished(index, call))
-    return events

@@ -84,7 +84,7 @@ class AIFunction:
     @property
     def never_waits(self) -> bool:
         """Whether it is async and awaits nothing: it needs no time limit, and nothing can run beside it."""
-        return self._spec.never_waits
+        return self._spec.never_waits and type(self).run is AIFunction.run
 
     @property
     def json_schema(self) -> dict[str, Any]:
@@ -126,7 +126,9 @@ class AIFunction:
         function goes on in its thread, but nobody waits for it."""
         if self._spec.is_async:
             return await self.inner(**kwargs)
-        (result,) = await anyio.to_thread.run_sync(partial(_call, self.inner, kwargs), abandon_on_cancel=True)
+        (result,) = await anyio.to_thread.run_sync(
+            partial(_call, self.inner, kwargs), abandon_on_cancel=True, limiter=anyio.CapacityLimiter(1)
+        )
         return await result if inspect.isawaitable(result) else result
 
     async def __call__(self, /, *args: Any, **kwargs: Any) -> Any:

@@ -245,11 +245,11 @@ async def test_limits() -> None:
         return "word " * 100
 
     step = calling(call("slow"), call("long"))
-    limits = Limits(tool_seconds=0.01, result_chars=20, parallel_calls=1)
+    limits = Limits(tool_seconds=0.01, result_chars=80, parallel_calls=1)
     ai = Kani(ScriptedEngine(step, "ok"), functions=[AIFunction(slow), AIFunction(long)], limits=limits)
     messages = [m async for m in ai.full_round("go")]
     assert "more than 0.01 seconds" in (messages[1].text or "")
-    assert len(messages[2].text or "") <= 20
+    assert len(messages[2].text or "") <= 80
     ai = Kani(ScriptedEngine(calling(call("slow"))), functions=[AIFunction(slow)], limits=Limits(round_seconds=0.05))
     events = [e async for e in ai.events("go")]
     assert events[-1] == RoundEnd(EndReason.SECONDS)

@@ -71,13 +71,13 @@ It is noon.<|im_end|>
 REPLY = "<|im_start|>assistant\n"
 TABLE = """\
 #  role       tokens  sum  text
-   (tools)        30   30  roll_dice, current_time
-0  system         12   42  Be brief.
-1  user            6   48  user
-2  assistant      31   79  roll_dice(count=2) current_time()
-3  tool           10   89  7
-4  tool            9   98  Noon.
-5  assistant      11  109  It is noon.
+   (tools)        37   37  roll_dice, current_time
+0  system         11   48  Be brief.
+1  user            6   54  user
+2  assistant      32   86  roll_dice(count=2) current_time()
+3  tool           10   96  7
+4  tool            9  105  Noon.
+5  assistant      11  116  It is noon.
 """
 
 
@@ -118,11 +118,11 @@ def test_in_a_pipe_the_prompt_is_exact_and_the_table_on_stderr(tmp_path: Path, r
     arguments = ["nano", write(tmp_path / "chat.json", MESSAGES), "--tools", write(tmp_path / "tools.json", TOOLS)]
     status, out, err = run(*arguments)
     assert (status, out) == (0, PROMPT + REPLY)
-    assert err == TABLE + "   (reply)         3  112  <|im_start|>assistant\\n\n112 tokens.\n"
+    assert err == TABLE + "   (reply)         3  119  <|im_start|>assistant\\n\n119 tokens.\n"
     assert run(*arguments, "--no-generation-prompt", "--context", "100") == (
         0,
         PROMPT,
-        TABLE + "109 tokens: 9 more than the context of 100.\n",
+        TABLE + "116 tokens: 16 more than the context of 100.\n",
     )
 
 
