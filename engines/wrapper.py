@@ -24,7 +24,7 @@ class WrapperEngine(BaseEngine):
 
     # what BaseEngine defines on the class is forwarded here, the rest by __getattr__
     @property
-    def max_context_size(self) -> int:  # type: ignore[override]  # a property in place of the attribute
+    def max_context_size(self) -> int:
         return self.engine.max_context_size if self._size is None else self._size
 
     @max_context_size.setter

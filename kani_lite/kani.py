@@ -267,9 +267,9 @@ class Kani:
             answer = await answer
         if answer is True:
             return None
-        return (
-            answer if answer and isinstance(answer, str) else f"The user did not approve this call of {function.name}."
-        )
+        if isinstance(answer, str) and answer:
+            return answer
+        return f"The user did not approve this call of {function.name}."
 
     async def _run_function(self, function: AIFunction, arguments: dict[str, Any]) -> Any:
         seconds = function.timeout

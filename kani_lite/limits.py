@@ -29,12 +29,14 @@ class Limits:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value = getattr(self, field.name)
-            whole = "seconds" in field.name or isinstance(value, int)
-            # a NaN is neither, so the comparison is this way round
-            if value is not None and not (whole and (value > 0 or (value == 0 and field.name != "parallel_calls"))):
-                raise ValueError(
-                    f"Limits.{field.name} is {value!r}: give a positive {'number' if whole else 'integer'}, or None for no bound."
-                )
+            value, name = getattr(self, field.name), f"Limits.{field.name}"
+            kind = "number" if "seconds" in name else "integer"
+            if value is None:
+                continue
+            if kind == "integer" and not isinstance(value, int):
+                raise ValueError(f"{name} is {value!r}: give a positive integer, or None for no bound.")
+            least = 1 if field.name == "parallel_calls" else 0
+            if not value >= least:  # a NaN isn't either
+                raise ValueError(f"{name} is {value!r}: give a positive {kind}, or None for no bound.")
         if self.parallel_calls is None:
             raise ValueError("Limits.parallel_calls is None: give how many calls may run at a time.")

@@ -90,7 +90,7 @@ _PARAMETER = re.compile(r"<parameter=([^>\n]+)>")
 
 def read_xml(call: CallText) -> list[ToolCall]:
     """Calls as Qwen3-Coder and Qwen 3.5 write them. Values have no types: those of the function's schema hold."""
-    calls = []
+    calls: list[ToolCall] = []
     _, *found = _FUNCTION.split(call.text)
     for name, body in zip(found[::2], found[1::2], strict=True):
         name, body = name.strip(), body.split("</function>")[0]

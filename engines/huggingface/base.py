@@ -99,12 +99,11 @@ class HuggingEngine(BaseEngine):
     def _format_of(self, name: str) -> Format:
         """The format that the chat template gives away, or else the model's name. A template that shows no calls gets
         them as plain JSON, and so does the model that answers it."""
-        pipeline = self.pipeline
-        ours = isinstance(pipeline, ChatTemplatePromptPipeline)
-        found = format_for_template(pipeline.chat_template if ours else self.tokenizer.chat_template)
+        pipeline = self.pipeline if isinstance(self.pipeline, ChatTemplatePromptPipeline) else None
+        found = format_for_template(pipeline.chat_template if pipeline else self.tokenizer.chat_template)
         if found is PLAIN:
             found = format_for_model(name) or found
-        if ours and found.bare is None and not pipeline.capabilities().can("calls"):
+        if pipeline and found.bare is None and not pipeline.capabilities().can("calls"):
             found = replace(found, bare=read_bare_json)
         return found
 

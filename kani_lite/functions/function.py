@@ -126,6 +126,7 @@ class AIFunction:
         function goes on in its thread, but nobody waits for it."""
         if self._spec.is_async:
             return await self.inner(**kwargs)
+        # a limiter of its own: a function that never returns would keep its place in a shared one
         (result,) = await anyio.to_thread.run_sync(
             partial(_call, self.inner, kwargs), abandon_on_cancel=True, limiter=anyio.CapacityLimiter(1)
         )
