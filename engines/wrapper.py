@@ -32,11 +32,11 @@ class WrapperEngine(BaseEngine):
         self._size = size
 
     @property
-    def disable_function_calling_kwargs(self) -> dict[str, Any]:  # type: ignore[override]  # as above
+    def disable_function_calling_kwargs(self) -> dict[str, Any]:  # type: ignore[override]  # a property in place of the attribute
         return self.engine.disable_function_calling_kwargs
 
     @property
-    def reuses_prefix(self) -> bool:  # type: ignore[override]  # as above
+    def reuses_prefix(self) -> bool:  # type: ignore[override]  # a property in place of the attribute
         return self.engine.reuses_prefix
 
     def message_len(self, message: ChatMessage) -> int:

@@ -16,13 +16,19 @@ from uuid import uuid4
 
 from kani_lite.messages import FunctionCall, ToolCall
 
-MOST_TO_REPAIR = 100_000
-"""Characters of a malformed call that are worth a repair."""
+MOST_TO_REPAIR = 4_000
+"""Characters of a malformed call that are worth a repair, whose time is quadratic."""
+
+MOST_CALLS = 1_000
+"""Calls in one region: more of them are no reply."""
+
+MOST_TO_PARSE = 100_000
+"""Characters of calls in Python."""
 
 NO_CALL = re.compile(
     r"""\s*[\[{]\s*(?:\{\s*)?
     (?: "(?!(?:name|arguments|parameters|type|function|id|tool_name|tool_call_id)")[^"]*"
-      | (?! (?<=\[) [A-Za-z_][\w.]* (?:\(|\Z) ) [^"\s{\[]  # but for [f(
+      | (?! (?<=\[) [A-Za-z_][\w.]* (?:\(|\Z) ) [^"'\s{\[]  # but for [f(
     )""",
     re.VERBOSE,
 )
@@ -56,7 +62,7 @@ def unreadable(text: str, name: str = "") -> ToolCall:
 def read_json(call: CallText) -> list[ToolCall]:
     """Calls as JSON: `{"name": ..., "arguments": {...}}`, a list of them, or several one after another."""
     values = _json_values(call)
-    if values is None:
+    if values is None or len(values) > MOST_CALLS:
         return [unreadable(call.text)]
     return [_from_json(value) or unreadable(json.dumps(value, ensure_ascii=False)) for value in values]
 
@@ -81,11 +87,11 @@ def read_bare_list(call: CallText) -> list[ToolCall]:
 
 def read_tagged(call: CallText) -> list[ToolCall]:
     """What stands between `<tool_call>` tags: JSON, or Qwen's `<function=name><parameter=key>value</parameter>`."""
-    return read_xml(call) if "<function=" in call.text else read_json(call)
+    return read_xml(call) if call.text.lstrip().startswith("<function=") else read_json(call)
 
 
-_FUNCTION = re.compile(r"<function=([^>\n]+)>")
-_PARAMETER = re.compile(r"<parameter=([^>\n]+)>")
+_FUNCTION = re.compile(r"<function=([^<>\n]+)>")
+_PARAMETER = re.compile(r"<parameter=([^<>\n]+)>")
 
 
 def read_xml(call: CallText) -> list[ToolCall]:
@@ -93,14 +99,15 @@ def read_xml(call: CallText) -> list[ToolCall]:
     calls: list[ToolCall] = []
     _, *found = _FUNCTION.split(call.text)
     for name, body in zip(found[::2], found[1::2], strict=True):
-        name, body = name.strip(), body.split("</function>")[0]
+        name = name.strip()
+        body, end, _ = body.partition("</function>")
+        if not end and not call.closed:
+            return [*calls, unreadable(call.text, name)]  # more parameters may have been to come
         types = call.schemas.get(name, {}).get("properties", {})
         arguments = {}
         _, *pairs = _PARAMETER.split(body)
         for key, value in zip(pairs[::2], pairs[1::2], strict=True):
-            value, end, _ = value.partition("</parameter>")
-            if not end and not call.closed:
-                return [*calls, unreadable(call.text, name)]  # the value may go on
+            value = value.partition("</parameter>")[0]
             arguments[key.strip()] = _typed(value.removeprefix("\n").removesuffix("\n"), types.get(key.strip()))
         calls.append(new_call(name, arguments))
     return calls or [unreadable(call.text)]
@@ -129,13 +136,20 @@ def _kinds(schema: dict[str, Any] | None) -> set[str]:
     return found
 
 
-_MISTRAL = re.compile(r"\s*([\w.-]+)\s*(?:\[CALL_ID\]\s*(\w+)\s*)?(?:\[ARGS\])?\s*(\{.*)", re.DOTALL)
+_NAME, _CALL_ID = re.compile(r"[\w.-]+"), re.compile(r"\[CALL_ID\]\s*(\w+)")
 
 
 def read_mistral(call: CallText) -> list[ToolCall]:
     """A list of JSON calls (v0.3), or `name[CALL_ID]id[ARGS]{...}` (from 2025 on)."""
-    named = _MISTRAL.fullmatch(call.text)
-    return [_with_name(call, named[1], named[3], named[2])] if named else read_json(call)
+    text = call.text.strip()
+    name = _NAME.match(text)
+    if name is None:
+        return read_json(call)
+    rest = text[name.end() :].lstrip()
+    if (id_ := _CALL_ID.match(rest)) is not None:
+        rest = rest[id_.end() :].lstrip()
+    arguments = rest.removeprefix("[ARGS]").lstrip()
+    return [_with_name(call, name[0], arguments, id_ and id_[1])] if arguments[:1] == "{" else [unreadable(text)]
 
 
 def read_deepseek(call: CallText) -> list[ToolCall]:
@@ -144,16 +158,23 @@ def read_deepseek(call: CallText) -> list[ToolCall]:
     if len(parts) == 1:
         return read_json(call)
     name, _, arguments = parts[-1].partition("\n") if parts[0].strip() == "function" else (*parts[:1], "", parts[-1])
-    return [_with_name(call, name.strip(), _fence.sub(r"\1", arguments.strip()))]
+    return [_with_name(call, name.strip(), _unfenced(arguments))]
 
 
-_fence = re.compile(r"^```(?:json|tool_code|python)?\s*(.*?)\s*(?:```)?$", re.DOTALL)
+_FENCE = re.compile(r"```(?:json|tool_code|python)?")
+
+
+def _unfenced(text: str) -> str:
+    """A text without the code fence around it, if there is one."""
+    text = text.strip()
+    opened = _FENCE.match(text)
+    return text[opened.end() if opened else 0 :].removesuffix("```").strip()
 
 
 def read_functools(call: CallText) -> list[ToolCall]:
-    """A JSON list of calls, whose opening bracket may be part of the marker: `functools[{...}]`."""
-    whole = call.text.lstrip().startswith("[")
-    return read_json(call if whole else _replaced(call, f"[{call.text}"))
+    """A JSON list of calls, whose opening brackets may be part of the marker: `functools[{...}]`."""
+    whole = call.text.lstrip()[:1] in ("[", "{", "")
+    return read_json(call if whole else _replaced(call, "[{" + call.text))
 
 
 def read_headed(call: CallText) -> list[ToolCall]:
@@ -163,15 +184,15 @@ def read_headed(call: CallText) -> list[ToolCall]:
 
 def read_fenced(call: CallText) -> list[ToolCall]:
     """JSON calls in a fenced block, with or without the fences."""
-    return read_json(_replaced(call, _fence.sub(r"\1", call.text.strip())))
+    return read_json(_replaced(call, _unfenced(call.text)))
 
 
 def read_python(call: CallText) -> list[ToolCall]:
     """Calls as Python writes them: `f(a=1)`, `[f(a=1), g()]`, `print(f(a=1))`; or JSON. Nothing is executed."""
-    text = _fence.sub(r"\1", call.text.strip())
+    text = _unfenced(call.text)
     if text.startswith("{") or (text.startswith("[") and text[1:].lstrip().startswith("{")):
         return read_json(_replaced(call, text))
-    if len(text) > MOST_TO_REPAIR:
+    if len(text) > MOST_TO_PARSE:
         return [unreadable(call.text)]
     try:
         statements = [s.value for s in ast.parse(text).body if isinstance(s, ast.Expr | ast.Assign)]
@@ -201,6 +222,8 @@ def _from_python(node: ast.expr, schemas: Mapping[str, dict[str, Any]]) -> ToolC
 
 
 def _with_name(call: CallText, name: str, arguments: str, id_: object = None) -> ToolCall:
+    if not arguments.strip() and (call.cut or not call.closed):
+        return unreadable(call.text, name)  # its arguments may have been to come
     values = _json_values(_replaced(call, arguments)) if arguments.strip() else [{}]
     if values is None or len(values) != 1 or not isinstance(values[0], dict):
         return new_call(name, arguments.strip(), id_)  # running it tells the model what is wrong with them
@@ -268,7 +291,7 @@ def _repaired(text: str, closed: bool) -> Any:
     except (ValueError, RecursionError):
         return None
     items = value if isinstance(value, list) else [value]
-    usable = items and all(isinstance(item, dict) and item for item in items) and _all_from(value, text)
+    usable = items and all(isinstance(item, dict) and item for item in items) and _same_words(value, text)
     return value if usable else None
 
 
@@ -286,10 +309,16 @@ def _last_outside_strings(text: str) -> str | None:
     return None if quote else text.rstrip()[-1:]
 
 
-def _all_from(value: Any, text: str) -> bool:
-    """Whether every text in the value stands in the source as it is: a repair invents nothing."""
-    if isinstance(value, dict):
-        return all(_all_from(k, text) and _all_from(v, text) for k, v in value.items())
-    if isinstance(value, list):
-        return all(_all_from(v, text) for v in value)
-    return not isinstance(value, str) or value in text or "\\" in text
+_WORDS = re.compile(r"\w+")
+_PYTHON_WORDS = {"True": "true", "False": "false", "None": "null"}
+_BAD_ESCAPE = re.compile(r'\\(?!["\\/bfnrtu])')
+
+
+def _same_words(value: Any, text: str) -> bool:
+    """Whether the repaired value says all that the text says, in that order, and nothing else."""
+    if _BAD_ESCAPE.search(text):
+        return False  # what was meant by it is anybody's guess
+    made = json.dumps(value, ensure_ascii=False)
+    if '""' in made and not ('""' in text or "''" in text):
+        return False  # a value was missing
+    return [_PYTHON_WORDS.get(w, w) for w in _WORDS.findall(text)] == _WORDS.findall(made)

@@ -29,7 +29,7 @@ Value: TypeAlias = str | int | float
 Turn: TypeAlias = str | ChatMessage | FunctionCall | ToolCall
 """One step of an example: see `few_shot`."""
 
-_OPENING = re.compile(r"(\\*)\{\{(?:[ \t]*([A-Za-z_]\w*)[ \t]*\}\})?")
+_OPENING = re.compile(r"(?<!\\)(\\*)\{\{(?:[ \t]*([A-Za-z_]\w*)[ \t]*\}\})?")
 
 
 # ==== variables ====
@@ -102,8 +102,8 @@ def _read(path: str | os.PathLike[str]) -> str:
             data = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
         raise PromptError(f"There is no file {name!r} (looked in {os.getcwd()!r}): check its path.") from None
-    except OSError as error:
-        raise PromptError(f"The file {name!r} can't be read: {error.strerror}.") from error
+    except (OSError, ValueError) as error:  # a name with a null byte is a ValueError
+        raise PromptError(f"The file {name!r} can't be read: {getattr(error, 'strerror', error)}.") from error
     if len(data) > MAX_BYTES:
         raise PromptError(f"The file {name!r} has more than {MAX_BYTES:,} bytes: no prompt is that long. Shorten it.")
     try:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from kani_lite.events import Delta, ReasoningDelta, TextDelta, ToolCallDelta, ToolCallFinished, ToolCallStarted
 from kani_lite.messages import ChatMessage, MessagePart, ReasoningPart, ToolCall
 
-from .calls import NO_CALL, CallText, read_json
+from .calls import NO_CALL, CallText, read_json, unreadable
 
 if TYPE_CHECKING:
     from kani_lite.functions import AIFunction
@@ -119,7 +119,8 @@ def _markers(fmt: Format, region: Region) -> _Markers:
     elif region.kind is Kind.HEADER:
         found = (*region.ends, *fmt.body_ends)  # the latter: there was nothing behind it
     elif region.until_next:
-        found = (*region.ends, *(r.start for r in fmt.regions))
+        # what opens reasoning may stand in an argument
+        found = (*region.ends, *(r.start for r in fmt.regions if r.kind is not Kind.REASONING))
     elif region.kind is Kind.REASONING:
         found = (*region.ends, region.start)  # a prompt may have opened it, and the model opens it again
     markers = sorted(set(found), key=lambda m: (-len(m), m))
@@ -181,8 +182,7 @@ class Parser:
         """
         out: list[Delta] = []
         # one character may be anything; more of a special marker is no text that anybody meant
-        meant = len(self._pending) == 1 or not _is_special(self._pending or " ")
-        if meant or self._region.kind not in (Kind.TEXT, Kind.REASONING):
+        if len(self._pending) == 1 or not _is_special(self._pending or " "):
             self._take(self._pending, out)
         self._pending = ""
         self._leave(out, closed=False, cut=cut)
@@ -204,7 +204,7 @@ class Parser:
         kind = self._region.kind
         if kind is Kind.TEXT and not self._text and self.format.bare is not None and text.lstrip()[:1] in ("{", "["):
             self._enter(_BARE)
-            kind = Kind.BARE
+            kind, text = Kind.BARE, text.lstrip()
         if kind in (Kind.TEXT, Kind.REASONING):
             return self._emit(text, out)
         self._held.append(text)
@@ -264,9 +264,16 @@ class Parser:
             if not calls:
                 self._region = _TEXT
                 self._emit(held, out)
+        elif region.kind is Kind.HEADER and not closed and self._routes_to_call(held):
+            self._tell([unreadable(held, self._routes_to_call(held))], out)
         elif region.kind is Kind.HEADER and region is self.format.inside and not closed:
             self._region = _TEXT  # a reply that has no header at all
             self._emit(held if self._raw_is(held) else "", out)
+
+    def _routes_to_call(self, header: str) -> str:
+        """The function that a header names, if it does."""
+        kind, name = self.format.route(header) if self.format.route is not None else (Kind.TEXT, "")
+        return name if kind is Kind.CALL else ""
 
     def _raw_is(self, text: str) -> bool:
         """Whether this is all that the model said, with no marker in it."""

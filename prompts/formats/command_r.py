@@ -5,7 +5,10 @@ from ..parsing import Format, Kind, Region
 
 COMMAND_R = Format(
     "command-r",
-    (Region(Kind.CALL, "Action:", ("<|END_OF_TURN_TOKEN|>",)),),
+    (
+        Region(Kind.CALL, "Action: ```json", ("<|END_OF_TURN_TOKEN|>",)),
+        Region(Kind.CALL, "Action:```json", ("<|END_OF_TURN_TOKEN|>",)),
+    ),
     dropped=("<|END_OF_TURN_TOKEN|>",),
     read=read_fenced,
 )

@@ -26,6 +26,7 @@ GPT_OSS = Format(
         Region(Kind.HEADER, "<|start|>", ("<|message|>",)),
         Region(Kind.HEADER, "<|channel|>", ("<|message|>",)),
     ),
+    dropped=("<|constrain|>",),
     read=read_headed,
     route=route,
     body_ends=("<|end|>", "<|return|>", "<|call|>"),

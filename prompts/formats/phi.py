@@ -10,8 +10,9 @@ PHI = Format("phi", (THINK,), dropped=_ENDS)
 PHI4_MINI = Format(
     "phi-4-mini",
     (
+        THINK,
         Region(Kind.CALL, "<|tool_call|>", ("<|/tool_call|>",), until_next=True),
-        Region(Kind.CALL, "functools[", ("<|end|>",), until_next=True),
+        Region(Kind.CALL, "functools[{", ("<|end|>",), until_next=True),
     ),
     dropped=_ENDS,
     read=read_functools,

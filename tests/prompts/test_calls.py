@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from typing import Any
+
 import pytest
 
 from kani_lite.messages import ToolCall
 from kani_lite.prompts.calls import (
+    MOST_CALLS,
     MOST_TO_REPAIR,
     CallText,
     read_bare_json,
@@ -189,3 +193,62 @@ def test_fenced() -> None:
 )
 def test_python(text: str, expected: list[tuple[str, str]] | None) -> None:
     assert told(read_python(CallText(text, schemas=CITY))) == (expected or [("", text)])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"name": "f", "arguments": {"a": 1}, {"name": "g", "arguments": {"b": 2}}',
+        '{"name": "pay", "arguments": {"amount": 10 00}}',
+        '{"name": "pay", "arguments": {"amount": 10 apples}}',
+        '{"name": "pay", "arguments": {"amount": 2+2}}',
+        '{"name": "f", "arguments": {"a": "x" "y"}}',
+        "{'name': 'f', 'arguments': {'a': 'it's, 'b': 'y'}}",
+        '{"name": "f", "arguments": {"a": "\\d+\\n"}}',
+        '{"name": "f", "arguments": {"a": "C:\\dir\\new"}}',
+        '{"name": "f", "arguments": {"a": -}}',
+    ],
+)
+def test_a_repair_drops_nothing_and_makes_nothing_up(text: str) -> None:
+    assert [name for name, _ in told(read_json(CallText(text)))] == [""]
+
+
+def test_a_value_that_looks_like_another_format() -> None:
+    text = '{"name": "f", "arguments": {"code": "<function=x>"}}'
+    assert told(read_tagged(CallText(text))) == [("f", '{"code": "<function=x>"}')]
+
+
+def test_calls_that_were_cut_off_before_their_arguments() -> None:
+    cut = {"closed": False, "cut": True}
+    for call in (
+        read_headed(CallText("", header="f", **cut)),
+        read_deepseek(CallText("f<｜tool▁sep｜>", **cut)),
+        read_deepseek(CallText("function<｜tool▁sep｜>delete_al", **cut)),
+        read_xml(CallText("<function=f>\n", **cut)),
+        read_xml(CallText("<function=f>\n<parameter=a>\n1\n</parameter>\n<parameter=b", **cut)),
+    ):
+        with pytest.raises(ValueError, match="Expecting"):
+            json.loads(call[0].function.arguments)
+
+
+def test_more_calls_than_anybody_makes() -> None:
+    assert len(read_json(CallText("{}" * (MOST_CALLS + 1)))) == 1
+    assert len(read_json(CallText("{}" * 10))) == 10
+
+
+@pytest.mark.parametrize(
+    ("read", "head", "unit", "tail"),
+    [
+        (read_mistral, "f", " ", ""),
+        (read_mistral, "f[CALL_ID]a", " ", ""),
+        (read_fenced, "```json a", " ", "x"),
+        (read_deepseek, "f<｜tool▁sep｜>```json a", " ", "x"),
+        (read_json, '{"name": "f", "arguments": {', '{"a" ', ""),
+        (read_python, "[", "f(", ""),
+        (read_xml, "", "<function=", ""),
+    ],
+)
+def test_half_a_megabyte_of_nonsense_is_read_once(read: Any, head: str, unit: str, tail: str) -> None:
+    """With quadratic work this would take hours, and the test's own limit would end it."""
+    text = head + unit * (500_000 // len(unit)) + tail
+    assert all(c.function.name in ("", "f") for c in read(CallText(text)))

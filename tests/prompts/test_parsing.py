@@ -203,3 +203,40 @@ def test_a_reply_is_kept_whatever_it_is(data: st.DataObject) -> None:
     message = parse(HERMES, f"<tool_call>{body}</tool_call>")
     assert message.text is None
     assert message.tool_calls
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("llama3", '{"name": "f", "parameters": {}} <|eot_i', [("f", "{}")]),
+        ("hermes", '<tool_call>{"name": "f"}\n</tool_call', [("f", "{}")]),
+        ("gpt-oss", '<|channel|>commentary to=functions.f<|message|>{"a": 1}<|cal', [("f", '{"a": 1}')]),
+        ("mistral", '[TOOL_CALLS] [{"name": "f"}]</', [("f", "{}")]),
+    ],
+)
+def test_part_of_an_end_marker_spoils_no_call(name: str, text: str, expected: list[tuple[str, str]]) -> None:
+    message = parse(FORMATS[name], text)
+    assert (message.text, calls(message)) == (None, expected)
+
+
+def test_an_argument_may_hold_what_opens_reasoning() -> None:
+    message = parse(HERMES, '<tool_call>{"name": "f", "arguments": {"a": "x <think> y"}}</tool_call>')
+    assert calls(message) == [("f", '{"a": "x <think> y"}')]
+
+
+def test_a_call_cut_off_in_its_header() -> None:
+    message = parse(GPT_OSS, "<|channel|>commentary to=functions.f <|constrain|>json")
+    assert (message.text, [name for name, _ in calls(message)]) == (None, ["f"])
+
+
+def test_prose_is_no_call() -> None:
+    for fmt, text in ((COMMAND_R, "A call to Action: buy bread."), (FORMATS["phi-4-mini"], "import functools[1]")):
+        assert parse(fmt, text).text == text
+    assert parse(FORMATS["phi-4-mini"], "<think>x</think>hi").text == "hi"
+
+
+def test_leading_space_does_not_change_what_json_is() -> None:
+    text = " " * 299 + '{"x": 1, "name": "f", "arguments": {}}'
+    for chunks in ([text], list(text)):
+        parser, _ = run(LLAMA3, chunks)
+        assert (parser.message().text, parser.calls) == (text.strip(), [])
