@@ -22,6 +22,29 @@ from .streaming import DummyStream, StreamManager
 
 if TYPE_CHECKING:
     from . import engines, events, exceptions, formatters, prompts
+    from .exceptions import (
+        EngineError,
+        FunctionCallException,
+        FunctionSpecError,
+        KaniException,
+        MessageTooLong,
+        MissingMessagePartType,
+        MissingModelDependencies,
+        NoSuchFunction,
+        PromptError,
+        PromptTooLong,
+        RoundEnded,
+        WrappedCallException,
+    )
+    from .formatters import (
+        all_message_contents,
+        assistant_message_contents,
+        assistant_message_contents_thinking,
+        assistant_message_thinking,
+    )
+    from .functions import REF_TEMPLATE, AIParamSchema, JSONSchemaBuilder, create_json_schema, get_aiparam
+    from .messages import MESSAGEPART_TYPE_KEY, MessagePartType, QueryType
+    from .prompts import PromptPipeline
     from .terminal import (
         chat_in_terminal,
         chat_in_terminal_async,
@@ -34,51 +57,83 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "MESSAGEPART_TYPE_KEY",
+    "REF_TEMPLATE",
     "AIFunction",
     "AIParam",
+    "AIParamSchema",
     "ChatMessage",
     "ChatRole",
     "DummyStream",
+    "EngineError",
     "ExceptionHandleResult",
     "FunctionCall",
+    "FunctionCallException",
     "FunctionCallResult",
+    "FunctionSpecError",
+    "JSONSchemaBuilder",
     "Kani",
+    "KaniException",
     "Limits",
     "MessagePart",
+    "MessagePartType",
+    "MessageTooLong",
+    "MissingMessagePartType",
+    "MissingModelDependencies",
+    "NoSuchFunction",
+    "PromptError",
+    "PromptPipeline",
+    "PromptTooLong",
+    "QueryType",
     "ReasoningPart",
+    "RoundEnded",
     "StreamManager",
     "TextPart",
     "ToolCall",
+    "WrappedCallException",
     "__version__",
     "ai_function",
+    "all_message_contents",
+    "assistant_message_contents",
+    "assistant_message_contents_thinking",
+    "assistant_message_thinking",
     "chat_in_terminal",
     "chat_in_terminal_async",
+    "create_json_schema",
     "engines",
     "events",
     "exceptions",
     "format_stream",
     "format_width",
     "formatters",
+    "get_aiparam",
     "print_stream",
     "print_width",
     "prompts",
 ]
 
 _LAZY_MODULES = ("engines", "events", "exceptions", "formatters", "prompts")
-_TERMINAL = (
-    "chat_in_terminal",
-    "chat_in_terminal_async",
-    "format_stream",
-    "format_width",
-    "print_stream",
-    "print_width",
-)
+# what most programs don't need is imported when it is first asked for
+_LAZY = {
+    name: module
+    for module, names in {
+        "exceptions": "EngineError FunctionCallException FunctionSpecError KaniException MessageTooLong "
+        "MissingMessagePartType MissingModelDependencies NoSuchFunction PromptError PromptTooLong RoundEnded "
+        "WrappedCallException",
+        "formatters": "all_message_contents assistant_message_contents assistant_message_contents_thinking "
+        "assistant_message_thinking",
+        "functions": "REF_TEMPLATE AIParamSchema JSONSchemaBuilder create_json_schema get_aiparam",
+        "messages": "MESSAGEPART_TYPE_KEY MessagePartType QueryType",
+        "prompts": "PromptPipeline",
+        "terminal": "chat_in_terminal chat_in_terminal_async format_stream format_width print_stream print_width",
+    }.items()
+    for name in names.split()
+}
 
 
 def __getattr__(name: str) -> Any:
-    # what most programs don't need is imported when it is first asked for
     if name in _LAZY_MODULES:
         return import_module(f".{name}", __name__)
-    if name in _TERMINAL:
-        return getattr(import_module(".terminal", __name__), name)
+    if name in _LAZY:
+        return getattr(import_module(f".{_LAZY[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
