@@ -22,10 +22,11 @@ SAYS = {
     "custom_prompt_engine.py": ["my favorite color? -> Your favorite color is teal."],
     "custom_engine.py": ["Nice to meet you, Ada!", "Your name is Ada."],
     "last_four_messages.py": [
-        "thanks -> You are welcome!\nWhat is my name? -> You have not told me your name yet.",
+        "My name is Ada. -> Nice to meet you, Ada!",
+        "What is my name? -> You have not told me your name yet.",
         "8 messages in the history",
     ],
-    "sub_agents.py": ["  warehouse assistant: count_stock", "clerk: There are 12 jars of coffee."],
+    "sub_agents.py": ["  warehouse assistant: count_stock", "clerk: The stock of coffee is 12."],
 }
 SERVERS = ["websocket_chat.py"]  # they run until they are stopped
 
