@@ -80,18 +80,18 @@ class Writer(ToolUse):
         """A training dialogue: any skills in any order."""
         r = self.rng
         tools = (
-            self.tool_set(r.choice(["known", "invented", "invented", "mixed", "mixed"])) if r.random() < 0.72 else []
+            self.tool_set(r.choice(["known", "invented", "invented", "mixed", "mixed"])) if r.random() < 0.85 else []
         )
         d = self.start(tools)
         for _ in range(turns or r.choice([1, 2, 2, 3, 3, 4, 4, 5, 6, 7] * 3 + [12, 20])):
             roll = r.random()
-            if tools and roll < 0.58:
+            if tools and roll < 0.68:
                 self.use_tool(d, tools, "tool")
-            elif roll < (0.66 if tools else 0.2):
+            elif roll < (0.75 if tools else 0.2):
                 self.unknown(d)
-            elif roll < (0.76 if tools else 0.45):
+            elif roll < (0.83 if tools else 0.45):
                 self.tell(d)
-            elif roll < (0.91 if tools else 0.82):
+            elif roll < (0.92 if tools else 0.82):
                 self.recall(d)
             elif roll < 0.96:
                 self.chat(d)

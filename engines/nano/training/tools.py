@@ -156,13 +156,15 @@ def read_families(name: str) -> list[Family]:
 
 
 _KNOWN, _MORE = read_families("known_tools.txt"), read_families("more_tools.txt")
+_TRAINED_ONLY = read_families("training_tools.txt")  # without held-out requests, so not evaluated
 _HELD_OUT = read_families("held_out_tools.txt")
 HELD_OUT_NAMES = {name for family in _HELD_OUT for name in family.names}
 
 
 def known_tool(lex: Lexicon, *, base_names: bool = False) -> Tool:
     """An everyday tool. Training also renames it and its parameters; the evaluation of known tools does not."""
-    family = lex.rng.choice(lex.rng.choice([_KNOWN, _MORE]))
+    sources = [_KNOWN, _MORE] if lex.evaluation else [_KNOWN, _MORE, _MORE, _TRAINED_ONLY, _TRAINED_ONLY]
+    family = lex.rng.choice(lex.rng.choice(sources))
     requests = family.held_out if lex.evaluation else family.requests
     return _natural(lex, family, requests, rename=not (base_names or lex.evaluation))
 
