@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from typing import Any, ClassVar
 
 from kani_lite.events import Delta
@@ -28,8 +28,9 @@ class BaseCompletion(ABC):
 
 
 class Completion(BaseCompletion):
-    """A completion as plain values. `cached_tokens` of the prompt were reused; `seconds` is the time of generating;
-    `finish_reason` is "stop" or "length" where the engine knows it."""
+    """A completion as plain values. `cached_tokens` of the prompt were reused; `seconds` is the time of generating, and
+    `first_token_seconds` that from the request to its first token, waiting included; `finish_reason` is "stop" or
+    "length" where the engine knows it; `logprobs` one entry a token, if they were asked for."""
 
     def __init__(
         self,
@@ -39,14 +40,18 @@ class Completion(BaseCompletion):
         *,
         cached_tokens: int | None = None,
         seconds: float | None = None,
+        first_token_seconds: float | None = None,
         finish_reason: str | None = None,
+        logprobs: Sequence[Any] | None = None,
     ) -> None:
         self._message = message
         self._prompt_tokens = prompt_tokens
         self._completion_tokens = completion_tokens
         self.cached_tokens = cached_tokens
         self.seconds = seconds
+        self.first_token_seconds = first_token_seconds
         self.finish_reason = finish_reason
+        self.logprobs = logprobs
 
     @property
     def message(self) -> ChatMessage:

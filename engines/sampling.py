@@ -12,6 +12,7 @@ _ALIASES = {
     "max_completion_tokens": "max_tokens",
     "min_new_tokens": "min_tokens",
     "stop_strings": "stop",
+    "eos_token_id": "eos_token_ids",
 }
 
 
@@ -33,6 +34,9 @@ class SamplingParams(BaseModel):
     """Keeps this many of the most likely tokens; None, 0 and -1 keep all."""
     min_p: float = Field(default=0.0, ge=0.0, le=1.0)
     """Drops tokens less likely than this share of the most likely one's probability."""
+    typical_p: float = Field(default=1.0, gt=0.0, le=1.0)
+    """Keeps the tokens whose surprise is nearest to the mean and that have this probability together (Meister et al.
+    2022)."""
     max_tokens: int | None = Field(default=None, ge=1)
     """The most tokens of a reply; None: until the context is full."""
     min_tokens: int = Field(default=0, ge=0)
@@ -43,12 +47,22 @@ class SamplingParams(BaseModel):
     """Taken from a token's logit for each time that it is in the reply."""
     presence_penalty: float = Field(default=0.0, allow_inf_nan=False)
     """Taken from a token's logit once it is in the reply."""
+    logit_bias: dict[int, float] = Field(default_factory=dict)
+    """Added to the logits of these token ids."""
     seed: int | None = None
-    """The same seed gives the same reply on the same machine."""
+    """The same seed gives the same reply on the same machine, whatever else runs beside it."""
     stop: list[str] = Field(default_factory=list)
     """The reply ends before any of these texts. One text alone is accepted."""
     ignore_eos: bool = False
     """Goes on after the model's end token, up to `max_tokens`."""
+    eos_token_ids: list[int] | None = None
+    """The ids that end a reply, in place of the model's own. One id alone is accepted."""
+    logprobs: int | None = Field(default=None, ge=0)
+    """Says the log probability of each token of the reply, and of so many of the likeliest tokens in its place."""
+    prompt_logprobs: int | None = Field(default=None, ge=0)
+    """The same for the prompt's tokens but the first, which nothing predicts. Nothing of the prompt is reused then."""
+    n: int = Field(default=1, ge=1)
+    """How many replies `generate` makes of one prompt, with seeds counted up from `seed`; a chat has one."""
 
     @field_validator("top_k")
     @classmethod
@@ -56,6 +70,19 @@ class SamplingParams(BaseModel):
         if value is not None and value < -1:
             raise ValueError("top_k is a number of tokens; 0, -1 or None switch it off")
         return None if value in (0, -1) else value
+
+    @field_validator("eos_token_ids", mode="before")
+    @classmethod
+    def _one_id_or_many(cls, value: Any) -> Any:
+        return [value] if isinstance(value, int) else value
+
+    @field_validator("logit_bias")
+    @classmethod
+    def _finite_bias(cls, value: dict[int, float]) -> dict[int, float]:
+        for token, bias in value.items():
+            if token < 0 or bias != bias or bias == float("inf"):
+                raise ValueError(f"logit_bias {{{token}: {bias}}}: ids are not negative, a bias is a number or -inf")
+        return value
 
     @field_validator("stop", mode="before")
     @classmethod

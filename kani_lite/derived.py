@@ -8,8 +8,9 @@ from .messages import ChatMessage, ReasoningPart
 
 
 def usage_of(completion: BaseCompletion) -> Usage:
-    cached, seconds = getattr(completion, "cached_tokens", None), getattr(completion, "seconds", None)
-    return Usage(completion.prompt_tokens, completion.completion_tokens, cached, seconds)
+    # of a bare engine's completion only the two counts are required
+    known = {name: getattr(completion, name, None) for name in ("cached_tokens", "seconds", "first_token_seconds")}
+    return Usage(completion.prompt_tokens, completion.completion_tokens, **known)
 
 
 def events_of(message: ChatMessage, told: set[type]) -> list[Event]:

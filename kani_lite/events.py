@@ -71,13 +71,15 @@ class ToolResult:
 class Usage:
     """Tokens of one model completion, None where the engine doesn't say.
 
-    `cached_tokens` of the prompt were reused from an earlier one; `seconds` is the time that generating took.
+    `cached_tokens` of the prompt were reused from an earlier one; `seconds` is the time that generating took, and
+    `first_token_seconds` that from the request to its first token, waiting included.
     """
 
     prompt_tokens: int | None
     completion_tokens: int | None
     cached_tokens: int | None = None
     seconds: float | None = None
+    first_token_seconds: float | None = None
 
 
 class EndReason(StrEnum):

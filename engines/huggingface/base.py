@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
-from functools import partial
 from os import PathLike
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import anyio.to_thread
 import torch
 
-from kani_lite.engines.base import BaseCompletion, BaseEngine, Completion
+from kani_lite.engines.base import BaseCompletion, Completion
+from kani_lite.engines.runtime.engine import RuntimeEngine
+from kani_lite.engines.runtime.generator import RuntimeOptions
+from kani_lite.engines.runtime.request import Streamer
 from kani_lite.engines.sampling import SamplingParams
+from kani_lite.engines.text_generation import Generation
 from kani_lite.events import Delta, TextDelta, ToolCallDelta, ToolCallFinished, ToolCallStarted
-from kani_lite.exceptions import EngineError, PromptError, PromptTooLong
+from kani_lite.exceptions import EngineError
 from kani_lite.messages import ChatMessage, ChatRole, ToolCall
 from kani_lite.prompts.calls import read_bare_json
 from kani_lite.prompts.chat_template import ChatTemplatePromptPipeline
@@ -23,10 +26,7 @@ from kani_lite.prompts.formats import PLAIN, format_for_model, format_for_templa
 from kani_lite.prompts.parsing import Format, Parser
 
 from . import loading
-from .generator import CancelledRequestError, Generation, Generator, Request
 from .remember import Prompt, PromptMemo, ReplyIds
-from .sampler import params_of_model, with_defaults
-from .worker import CLOSED, Job, Worker
 
 if TYPE_CHECKING:
     from kani_lite.functions import AIFunction
@@ -35,12 +35,16 @@ _CALL_DELTAS = (ToolCallStarted, ToolCallDelta, ToolCallFinished)
 _GUESSED_OVERHEAD = 8  # tokens around a message, where the template doesn't let it be measured
 
 
-class HuggingEngine(BaseEngine):
+class HuggingEngine(RuntimeEngine):
     """Runs a causal language model on a thread of its own.
 
-    Override `build_prompt` to write the prompt in another way, and `message_len` to go with it. What a prompt shares
-    with one of the last `max_cached_prompts` is not computed again. Requests run one after the other, in the order of
-    their arrival; cancelling one stops the model within one step.
+    Override `build_prompt` to write the prompt in another way, and `message_len` to go with it. Requests of any number
+    of chats run together, up to `max_batch_size` in one forward pass; cancelling one stops it within one step.
+
+    What a prompt shares with an earlier one, of this chat or another, is not computed again. Keys and values, those of
+    running requests and those kept for later, take at most `kv_cache_memory_gb` (2**30 bytes; by default a quarter of
+    the memory that is free once the model is loaded), and the prompts used least recently go first; at most
+    `max_cached_prompts` are kept, 0 keeps none. `cache` is the kind of their memory (docs/runtime.md).
 
     Sampling: the model's generation_config, `sampling` and `hyperparams` of the engine, and those of a call, each over
     the one before (see SamplingParams).
@@ -69,7 +73,10 @@ class HuggingEngine(BaseEngine):
         chat_template_reasoning_content_key: str | None = None,
         token_reserve: int = 0,
         tool_format: Format | str | None = None,
-        max_cached_prompts: int = 4,
+        cache: str = "bmc",
+        kv_cache_memory_gb: float | None = None,
+        max_cached_prompts: int | None = None,
+        max_batch_size: int = 64,
         **hyperparams: Any,
     ) -> None:
         # arguments first: a typo must not cost the loading of a model
@@ -87,9 +94,9 @@ class HuggingEngine(BaseEngine):
         self.pipeline = prompt_pipeline or self._default_pipeline(template_kwargs | (chat_template_kwargs or {}))
         self.tool_format = get_format(tool_format) if tool_format else self._format_of(source.name)
         self.model = loading.load_model(source, model_cls, options, device)
-        self.device = self.model.device
         self.max_context_size = max_context_size or loading.context_length(self.model.config, self.tokenizer, source)
-        self._start(max_cached_prompts)
+        memory = None if kv_cache_memory_gb is None else int(kv_cache_memory_gb * 2**30)
+        self._start(RuntimeOptions(cache, memory, max_cached_prompts, max_batch_size))
 
     def _default_pipeline(self, template_kwargs: dict[str, Any]) -> Callable[..., Any] | None:
         if type(self).build_prompt is not HuggingEngine.build_prompt:
@@ -107,16 +114,12 @@ class HuggingEngine(BaseEngine):
             found = replace(found, bare=read_bare_json)
         return found
 
-    def _start(self, max_cached_prompts: int) -> None:
+    def _start(self, options: RuntimeOptions) -> None:
         self._memo, self._replies = PromptMemo(), ReplyIds()
         self._overheads: dict[ChatRole, int] = {}
-        self._model_defaults = params_of_model(getattr(self.model, "generation_config", None))
         ends = loading.end_ids(self.model, self.tokenizer)
         tokenizer = self.tokenizer
-        self._generator: Generator | None = Generator(
-            self.model, lambda ids: _decode(tokenizer, ids), ends, self.max_context_size, max_cached_prompts
-        )
-        self._worker = Worker(self, f"kani-lite {self.model_id}")
+        self.start_runtime(self.model, lambda ids: _decode(tokenizer, ids), ends, options)
 
     # ==== prompts ====
 
@@ -158,7 +161,7 @@ class HuggingEngine(BaseEngine):
         }[role]
         with_it = [message, *after] if role is ChatRole.SYSTEM else [*after, message]
         try:
-            more = len(self._ids(self.build_prompt(with_it))) - len(self._ids(self.build_prompt(without)))
+            more = len(self.token_ids(self.build_prompt(with_it))) - len(self.token_ids(self.build_prompt(without)))
         except Exception:  # a template, or a subclass's build_prompt, may refuse so short a chat in any way
             return _GUESSED_OVERHEAD
         return max(0, more - len(self.encode(_shown(message))))
@@ -178,18 +181,9 @@ class HuggingEngine(BaseEngine):
         if isinstance(built, str):
             prompt = Prompt(self._replies.splice(built, messages, self.encode, self.decode), built)
         else:
-            prompt = Prompt(self._ids(built), None)
+            prompt = Prompt(self.token_ids(built), None)
         self._memo.put(key, prompt)
         return prompt
-
-    def _ids(self, built: Any) -> list[int]:
-        if isinstance(built, str):
-            return self.encode(built)
-        if isinstance(built, Mapping):
-            built = built["input_ids"]
-        if isinstance(built, torch.Tensor):
-            built = built.reshape(-1).tolist()
-        return list(built)
 
     # ==== running ====
 
@@ -210,6 +204,7 @@ class HuggingEngine(BaseEngine):
         *,
         tool_choice: str = "auto",
         sampling: SamplingParams | None = None,
+        streamer: Streamer | None = None,
         **hyperparams: Any,
     ) -> AsyncGenerator[str | Delta | BaseCompletion]:
         """Yields visible text as `str`, other deltas as they are, and last the Completion, whose `completion_tokens`
@@ -220,12 +215,8 @@ class HuggingEngine(BaseEngine):
         """
         if tool_choice not in ("auto", "none"):
             raise EngineError(f"tool_choice={tool_choice!r} isn't supported here: give 'auto' or 'none'.")
-        params = with_defaults(
-            self._model_defaults,
-            self.sampling.merged(sampling).merged(SamplingParams.from_kwargs(**hyperparams)),
-        )
-        if (generator := self._generator) is None:
-            raise EngineError(CLOSED)
+        params = self.params(sampling, hyperparams)
+        self._running_generator()
         prompt = await self._prompt_to_run(messages, functions)
         refused = tool_choice == "none"
         written = self.tool_format.after(prompt.text or "")
@@ -233,17 +224,14 @@ class HuggingEngine(BaseEngine):
         parser = Parser(written if functions else replace(written, bare=None), functions)
         banned = self._call_markers() if refused else []
 
-        # the job lets go of the generator when it has run: a suspended stream keeps no weights after close
-        job = Job(partial(_run, generator, prompt.ids, params, banned))
-        del generator
-        self._worker.submit(job)
+        job = self.submit(prompt.ids, params, banned, streamer)
         done: Generation | None = None
         try:
             while done is None:
                 for item in await job.receive():
                     if isinstance(item, Generation):
                         done = item
-                    elif item is not None:
+                    else:
                         for delta in _visible(parser.feed(item), refused):
                             yield delta
         finally:
@@ -256,14 +244,7 @@ class HuggingEngine(BaseEngine):
         prompt = self._memo.get(self._memo.key(messages, functions))
         if prompt is None:  # nobody counted it; a long one would hold the loop up
             prompt = await anyio.to_thread.run_sync(self._prompt, messages, functions)
-        if not prompt.ids:
-            raise PromptError("The prompt is empty: a model needs at least one token to go on from.")
-        over = len(prompt.ids) + 1 - self.max_context_size
-        if over > 0:
-            raise PromptTooLong(
-                f"The prompt has {len(prompt.ids)} tokens: with one for a reply that is {over} more than the context "
-                f"of {self.max_context_size}."
-            )
+        self.check_length(prompt.ids)
         return prompt
 
     def _call_markers(self) -> list[int]:
@@ -283,27 +264,14 @@ class HuggingEngine(BaseEngine):
             completion_tokens=len(done.ids),
             cached_tokens=done.cached_tokens,
             seconds=done.seconds,
+            first_token_seconds=done.first_token_seconds,
             finish_reason=done.finish_reason,
+            logprobs=done.logprobs,
         )
 
     async def close(self) -> None:
-        """Ends running requests with EngineError and frees the model and its caches. May be called again."""
-        await self._worker.close()
-        if self._generator is not None:
-            self._generator = None
-            self.model = None
-            self._memo.clear()
-            if str(self.device).startswith("cuda"):
-                torch.cuda.empty_cache()
-
-
-def _run(
-    generator: Generator, ids: list[int], params: SamplingParams, banned: list[int], job: Job
-) -> Generation | None:
-    try:
-        return generator.run(Request(ids, params, banned, job.emit, job.stopped))
-    except CancelledRequestError:  # nobody is listening, or the worker says why
-        return None
+        await super().close()
+        self._memo.clear()
 
 
 def _decode(tokenizer: Any, ids: Sequence[int]) -> str:

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from .kv import SequenceCache
 
 _TAIL = 32  # tokens; re-rendering a reply changes about this much of its end
 
 
-@dataclass
+@dataclass(eq=False)
 class Entry:
-    """`ids` are exactly the tokens whose keys and values `cache` holds."""
+    """`ids` begin with exactly the tokens whose keys and values `cache` holds."""
 
     ids: list[int]
-    cache: Any
+    cache: SequenceCache
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int], step: int = 512) -> int:
@@ -32,75 +30,70 @@ def common_prefix(a: Sequence[int], b: Sequence[int], step: int = 512) -> int:
 
 
 class CacheManager:
-    """The few prompts used last, each with its keys and values (on the model's device; a prompt of n tokens takes
-    2 * layers * kv_heads * head_dim * n values).
+    """The prompts used last, each with its keys and values; the least recently used go first.
 
-    The rule: a new prompt takes the entry that shares the longest prefix with it. Layers that only grow never write
-    into the tensors they have, so a shared prefix is a view that costs nothing. If the prompt continues the entry (all
-    but at most 32 tokens of it), the entry is replaced by the longer one; if it merely shares a beginning, say a
-    system prompt, both are kept and the least recently used entry goes.
-
-    Sliding-window layers forget, so their entries serve only prompts that continue them to the letter. Any other layer
-    (state-space, linear attention) is not reused at all. Used by one thread.
+    The rule: a new prompt takes the entry that shares the longest prefix with it, be it of another chat or of a request
+    that is running. If the prompt continues an entry (all but at most 32 tokens of it), the entry becomes its cache; if
+    it merely shares a beginning, say a system prompt, it gets a copy of that, and the entry stays. Used by one thread.
     """
 
-    def __init__(self, config: Any, size: int = 4) -> None:
-        self._config = config
-        self._size = size
+    def __init__(self, most: int | None = None) -> None:
+        self._most = most
         self._entries: list[Entry] = []  # the most recently used last
-        layers = {type(layer) for layer in self._new().layers}
-        self.croppable = layers <= {DynamicLayer}
-        self.continuable = layers <= {DynamicLayer, DynamicSlidingWindowLayer}
 
-    def _new(self) -> Any:
-        return DynamicCache(config=self._config)
+    def __len__(self) -> int:
+        return len(self._entries)
 
-    def take(self, prompt: Sequence[int]) -> Entry:
-        """A cache for this prompt that holds as many of its first tokens as are known: always fewer than all, since
-        the last one's logits are needed. The caller owns it until `put`."""
-        most = len(prompt) - 1
-        found, length = None, 0
-        for entry in reversed(self._entries):
-            same = min(common_prefix(entry.ids, prompt), most)
-            if same > length and (self.croppable or same == len(entry.ids)):
-                found, length = entry, same
+    @property
+    def nbytes(self) -> int:
+        return sum(entry.cache.nbytes for entry in self._entries)
+
+    def take(self, prompt: Sequence[int], running: Iterable[Entry] = ()) -> SequenceCache | None:
+        """A cache that holds as many of the prompt's first tokens as are known, or None: always fewer than all, since
+        the last one's logits are needed. The caller owns it."""
+        found, length = self._longest(prompt, [*self._entries, *running])
         if found is None:
-            return Entry([], self._new())
-        if not self.croppable:
-            self._entries.remove(found)
-            return found
-        if len(found.ids) - length <= _TAIL:
-            self._entries.remove(found)
-        else:  # it was of use: the least recently used goes first
-            self._entries.append(self._entries.pop(self._place(found)))
-        return Entry(list(prompt[:length]), self._beginning(found, length))
+            return None
+        if found not in self._entries:
+            return found.cache.fork(length)
+        self._entries.remove(found)
+        if found.cache.length - length <= _TAIL:
+            found.cache.truncate(length)
+            return found.cache
+        self._entries.append(found)  # it was of use: others go first
+        return found.cache.fork(length)
 
-    def _place(self, entry: Entry) -> int:
-        return next(i for i, other in enumerate(self._entries) if other is entry)
+    def _longest(self, prompt: Sequence[int], entries: list[Entry]) -> tuple[Entry | None, int]:
+        best, length = None, 0
+        for entry in reversed(entries):
+            same = min(common_prefix(entry.ids, prompt), len(prompt) - 1, entry.cache.length)
+            if same > length and entry.cache.can_end_at(same):
+                best, length = entry, same
+        return best, length
 
-    def _beginning(self, entry: Entry, length: int) -> Any:
-        cache = self._new()
-        for old, new in zip(entry.cache.layers, self._layers(cache, len(entry.cache.layers)), strict=True):
-            if old.is_initialized:  # a layer that shares another's keys has none of its own
-                new.lazy_initialization(old.keys, old.values)
-                new.keys, new.values = old.keys[..., :length, :], old.values[..., :length, :]
-        return cache
+    def put(self, ids: list[int], cache: SequenceCache) -> None:
+        """Keeps a cache for later prompts; the first `cache.length` of `ids` are what it holds."""
+        ids = ids[: cache.length]
+        if not ids or self._most == 0 or not cache.can_end_at(cache.length):
+            return cache.free()
+        same = [entry for entry in self._entries if entry.ids == ids]
+        self._entries.append(Entry(ids, cache))
+        for entry in same:
+            self._drop(entry)
+        while self._most is not None and len(self._entries) > self._most:
+            self._drop(self._entries[0])
 
-    @staticmethod
-    def _layers(cache: Any, number: int) -> list[Any]:
-        while len(cache.layers) < number:
-            cache.layers.append(DynamicLayer())
-        layers: list[Any] = cache.layers
-        return layers
+    def _drop(self, entry: Entry) -> None:
+        self._entries.remove(entry)
+        entry.cache.free()
 
-    def put(self, entry: Entry) -> None:
-        """Keeps this entry for later prompts; its ids must be what its cache holds."""
-        usable = {type(layer) for layer in entry.cache.layers} <= {DynamicLayer, DynamicSlidingWindowLayer}
-        if not (entry.ids and self._size and self.continuable and usable):
-            return
-        self._entries = [e for e in self._entries if e.ids != entry.ids]
-        self._entries.append(entry)
-        del self._entries[: -self._size]
+    def drop_oldest(self) -> bool:
+        """Gives the memory of the least recently used entry back; False if there is none."""
+        if not self._entries:
+            return False
+        self._drop(self._entries[0])
+        return True
 
     def clear(self) -> None:
-        self._entries.clear()
+        while self.drop_oldest():
+            pass

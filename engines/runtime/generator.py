@@ -1,123 +1,161 @@
-"""The decode loop: one prompt in, token after token out, on the thread that owns the model."""
+"""The loop: plan a forward pass, run it, choose a token for each request that is ready, and again."""
 
 from __future__ import annotations
 
-import inspect
-import time
-from collections.abc import Callable, Sequence
+import gc
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from kani_lite.engines.sampling import SamplingParams
+from kani_lite.exceptions import EngineError
 
-from .cache import CacheManager, Entry
-from .sampler import Sampler
-from .text import Decode, Detokenizer, StopStrings
-
-_CHUNK = 512  # tokens of a prompt per forward pass: how long a cancel may have to wait
-
-
-@dataclass(frozen=True)
-class Generation:
-    """What one run made. `ids` includes the end token, if there is one."""
-
-    ids: list[int]
-    cached_tokens: int
-    seconds: float
-    finish_reason: str
+from .attention import AbandonedError, Part
+from .cache import CacheManager
+from .kinds import CacheKind
+from .kv import CacheFullError
+from .request import Request, Running
+from .runner import make_runner
+from .scheduler import Scheduler
+from .text import Decode
 
 
 @dataclass(frozen=True)
-class Request:
-    """One prompt to run. `emit` gets pieces of text, `stopped` is asked before each forward pass."""
+class RuntimeOptions:
+    """How the local runtime works.
 
-    prompt: list[int]
-    params: SamplingParams
-    banned: list[int]
-    emit: Callable[[str], object]
-    stopped: Callable[[], bool]
+    `cache`: the kind of memory for keys and values (see docs/runtime.md). `memory`: bytes for all of them, those of
+    running requests and those kept for later prompts; None takes a quarter of what is free. `max_cached_prompts`: how
+    many ended requests are kept at most; None is as many as fit. `max_batch`: requests in one forward pass.
+    `chunk`: tokens of prompts in one forward pass.
+    """
 
-
-class CancelledRequestError(Exception):
-    """The request's caller has gone away; never leaves this package."""
+    cache: str = "bmc"
+    memory: int | None = None
+    max_cached_prompts: int | None = None
+    max_batch: int = 64
+    chunk: int = 512
 
 
 class Generator:
-    """Runs requests, one at a time, on a model's forward pass.
+    """Runs any number of requests on one model; used by one thread.
 
-    Why not `model.generate`: it doesn't stop between the chunks of a prompt, knows no `seed` of one request, and its
-    streamer blocks. The caches, logits processors and models are those of transformers.
+    An error in a forward pass ends only the request that it belongs to: the others are run again without it. If memory
+    is short, kept prompts go first, then the batch is run in smaller pieces, then the newest requests wait.
     """
 
-    def __init__(self, model: Any, decode: Decode, ends: Sequence[int], context: int, max_cached_prompts: int) -> None:
-        self.model = model
-        self.cache = CacheManager(model.config.get_text_config(decoder=True), max_cached_prompts)
-        self._decode = decode
-        self._ends = frozenset(ends)
-        self._context = context
-        self._last_only = "logits_to_keep" in inspect.signature(model.forward).parameters
+    def __init__(
+        self, model: Any, decode: Decode, ends: Sequence[int], context: int, options: RuntimeOptions | None = None
+    ) -> None:
+        options = options or RuntimeOptions()
+        kind = CacheKind.named(options.cache, model, context, options.memory)
+        self.runner = make_runner(model, kind.new_layer)
+        self.cache = CacheManager(options.max_cached_prompts)
+        self._model, self._decode, self._ends, self._context = model, decode, frozenset(ends), context
+        self._scheduler = Scheduler(self.runner, self.cache, kind, options.max_batch, options.chunk)
 
-    @torch.inference_mode()
-    def run(self, request: Request) -> Generation:
-        """Raises CancelledRequestError if the request was stopped, and whatever the model raises."""
-        begun = time.perf_counter()
-        entry = self.cache.take(request.prompt)
-        cached = len(entry.ids)
-        try:
-            logits = self._prefill(entry, request)
-            ids, reason = self._decode_loop(entry, logits, request)
-        except CancelledRequestError:
-            self.cache.put(entry)  # between two passes it is whole
-            raise
-        self.cache.put(entry)
-        return Generation(ids, cached, time.perf_counter() - begun, reason)
+    @property
+    def busy(self) -> bool:
+        return bool(self._scheduler.running or self._scheduler.waiting)
 
-    def _prefill(self, entry: Entry, request: Request) -> torch.Tensor:
-        rest = request.prompt[len(entry.ids) :]
-        # layers that can't be continued may not take a prompt in pieces either
-        chunk = _CHUNK if self.cache.continuable else len(rest)
-        logits = torch.empty(0)
-        for start in range(0, len(rest), chunk):
-            logits = self._forward(entry, rest[start : start + chunk], request)
-        return logits
-
-    def _decode_loop(self, entry: Entry, logits: torch.Tensor, request: Request) -> tuple[list[int], str]:
+    def add(self, request: Request) -> None:
+        """Lets a request wait for its turn. What is wrong with it goes to its sink."""
         params = request.params
-        sampler = Sampler(params, request.prompt, sorted(self._ends), request.banned, logits.device)
-        text, stops = Detokenizer(self._decode), StopStrings(params.stop)
-        room = self._context - len(request.prompt)
+        room = min(self._context, self._scheduler.room) - len(request.prompt)
+        if room < 1:
+            needed = (len(request.prompt) + 1) * self.runner.token_bytes
+            return request.sink.fail(
+                EngineError(
+                    f"A prompt of {len(request.prompt)} tokens needs {needed:,} bytes for its keys and values, and "
+                    f"there is room for {self._scheduler.room} tokens: give the engine a larger kv_cache_memory_gb."
+                )
+            )
         limit = room if params.max_tokens is None else min(room, params.max_tokens)
-        ids: list[int] = []
-        reason = "length"
-        while True:
-            token = sampler.choose(logits)
-            ids.append(token)
-            if token in self._ends and not params.ignore_eos:
-                reason = "stop"
-                break
-            self._say(request, stops.add(text.add(token)))
-            if stops.hit or len(ids) >= limit:
-                break
-            logits = self._forward(entry, [token], request)
-        self._say(request, stops.add(text.finish()))
-        self._say(request, stops.finish())
-        return ids, "stop" if stops.hit else reason
+        ends = self._ends if params.eos_token_ids is None else frozenset(params.eos_token_ids)
+        self._scheduler.waiting.append(Running(request, self._decode, ends, limit, self._model.device))
 
-    def _forward(self, entry: Entry, ids: list[int], request: Request) -> torch.Tensor:
-        """Logits after the last of these ids, (vocabulary,). The entry then holds them too; if the pass fails half
-        way, the entry is not kept."""
-        if request.stopped():
-            raise CancelledRequestError
-        tokens = torch.tensor([ids], dtype=torch.long, device=self.model.device)
-        last = {"logits_to_keep": 1} if self._last_only else {}
-        out = self.model(input_ids=tokens, past_key_values=entry.cache, use_cache=True, **last)
-        entry.ids.extend(ids)
-        logits: torch.Tensor = out.logits[0, -1]
-        return logits
+    def step(self) -> None:
+        """One forward pass and what follows from it. Raises nothing that a request could cause."""
+        for one in self._scheduler.all():
+            if one.request.sink.stopped():
+                self._end(one)
+        if planned := self._scheduler.plan():
+            self._run(planned)
+
+    def _run(self, planned: list[tuple[Running, int]]) -> None:
+        parts = [self._part(one, size) for one, size in planned]
+        sinks = [one.request.sink for one, _ in planned]
+        try:
+            logits = self.runner.forward(parts, lambda: all(sink.stopped() for sink in sinks))
+        except AbandonedError:
+            return  # the next step ends them
+        except (torch.OutOfMemoryError, MemoryError, CacheFullError) as error:
+            self._run_with_less(planned, error)
+        except Exception as error:  # the model's own, of any kind
+            if len(planned) == 1:
+                self._fail(planned[0][0], error)
+            else:
+                self._run_in_halves(planned)
+        else:
+            self._advance(planned, logits)
+
+    def _part(self, one: Running, size: int) -> Part:
+        assert one.cache is not None
+        ids = one.tokens[one.cache.length : one.cache.length + size]
+        wanted = size if one.wants_prompt_logprobs else int(size == one.pending)
+        return Part(one.cache, ids, wanted)
+
+    def _run_with_less(self, planned: list[tuple[Running, int]], error: Exception) -> None:
+        if not self.cache.drop_oldest():
+            if len(planned) > 1:
+                return self._run_in_halves(planned)
+            if not self._scheduler.put_back_last():
+                return self._fail(planned[0][0], EngineError(f"There is not enough memory for this request ({error})."))
+        self.cache.clear()
+        gc.collect()
+        # what was put back is not run now; the others are planned anew in the next step
+
+    def _run_in_halves(self, planned: list[tuple[Running, int]]) -> None:
+        middle = len(planned) // 2
+        for half in (planned[:middle], planned[middle:]):
+            self._run([(one, size) for one, size in half if one in self._scheduler.running])
+
+    def _advance(self, planned: list[tuple[Running, int]], logits: list[torch.Tensor]) -> None:
+        ready = []
+        for (one, _), rows in zip(planned, logits, strict=True):
+            if one.wants_prompt_logprobs:
+                one.note_prompt(rows)
+            if not one.pending:
+                ready.append((one, rows[-1]))
+        for (one, row), token in zip(ready, self._choose(ready), strict=True):
+            try:
+                reason = one.add(token, row)
+                if reason is not None:
+                    one.finish(reason)
+                    self._end(one)
+            except Exception as error:  # a request's own streamer may raise anything
+                self._fail(one, error)
 
     @staticmethod
-    def _say(request: Request, text: str) -> None:
-        if text:
-            request.emit(text)
+    def _choose(ready: list[tuple[Running, torch.Tensor]]) -> list[int]:
+        """One argmax for all that only take the likeliest token; the others are drawn one by one."""
+        plain = [row for one, row in ready if one.sampler.takes_the_likeliest]
+        likeliest = iter(torch.stack(plain).argmax(-1).tolist() if plain else ())
+        return [next(likeliest) if one.sampler.takes_the_likeliest else one.sampler.choose(row) for one, row in ready]
+
+    def _end(self, one: Running) -> None:
+        self._scheduler.remove(one)
+        if one.cache is not None:
+            self.cache.put(one.tokens, one.cache)
+
+    def _fail(self, one: Running, error: BaseException) -> None:
+        self._scheduler.remove(one)
+        if one.cache is not None:
+            one.cache.free()
+        one.request.sink.fail(error)
+
+    def fail_all(self, error: BaseException) -> None:
+        """Ends every request with this error."""
+        for one in self._scheduler.all():
+            self._fail(one, error)

@@ -1,4 +1,8 @@
-"""From logits to the next token, with transformers' own processors where it has them."""
+"""From logits to the next token, with transformers' own processors where it has them.
+
+The order of the steps is transformers': what may not come at all, penalties, bias, temperature, then the cuts (top_k,
+top_p, typical_p, min_p), each on what the one before left.
+"""
 
 from __future__ import annotations
 
@@ -13,9 +17,11 @@ from transformers import (
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
+    TypicalLogitsWarper,
 )
 
 from kani_lite.engines.sampling import SamplingParams
+from kani_lite.engines.text_generation import TokenLogprobs
 
 
 def params_of_model(generation_config: Any) -> SamplingParams:
@@ -42,6 +48,13 @@ def with_defaults(model: SamplingParams, user: SamplingParams) -> SamplingParams
     return merged
 
 
+def logprobs_of(logits: torch.Tensor, token: int, count: int) -> TokenLogprobs:
+    """`logits`: (vocabulary,); `count` alternatives."""
+    logprobs = torch.log_softmax(logits.float(), -1)
+    values, ids = logprobs.topk(min(count, len(logprobs)))
+    return TokenLogprobs(token, float(logprobs[token]), dict(zip(ids.tolist(), values.tolist(), strict=True)))
+
+
 class Sampler:
     """Chooses the tokens of one reply.
 
@@ -65,12 +78,26 @@ class Sampler:
         self._seen = torch.tensor([list(prompt)], dtype=torch.long, device=device) if self._repeats else None
         self._penalise = RepetitionPenaltyLogitsProcessor(params.repetition_penalty) if self._repeats else None
         self._warp = _warpers(params)
+        self._bias = self._bias_of(params, device)
         self._random = torch.Generator(device=device)
         if params.seed is None:
             self._random.seed()
         else:
             self._random.manual_seed(params.seed)
         self._length = 0
+
+    @staticmethod
+    def _bias_of(params: SamplingParams, device: torch.device) -> tuple[torch.Tensor, torch.Tensor] | None:
+        if not params.logit_bias:
+            return None
+        ids = torch.tensor(list(params.logit_bias), dtype=torch.long, device=device)
+        return ids, torch.tensor(list(params.logit_bias.values()), device=device)
+
+    @property
+    def takes_the_likeliest(self) -> bool:
+        """Whether `choose` is nothing but argmax, now and for the rest of the reply."""
+        plain = self._params.greedy and self._length >= self._params.min_tokens and self._bias is None
+        return plain and not (self._repeats or self._counts_needed or len(self._banned))
 
     def choose(self, logits: torch.Tensor) -> int:
         """The next token's id. `logits`: (vocabulary,), of any float type; not changed."""
@@ -89,6 +116,8 @@ class Sampler:
             scores = self._penalise(self._seen, scores.unsqueeze(0))[0]
         if self._counts is not None:
             scores = scores - params.frequency_penalty * self._counts - params.presence_penalty * (self._counts > 0)
+        if self._bias is not None:
+            scores = scores.index_add(0, *self._bias)
         early = self._length < params.min_tokens and len(self._ends)
         if early or len(self._banned):
             scores = scores.clone()
@@ -116,6 +145,8 @@ def _warpers(params: SamplingParams) -> Any:
         chosen.append(TopKLogitsWarper(params.top_k))
     if params.top_p < 1.0:
         chosen.append(TopPLogitsWarper(params.top_p))
+    if params.typical_p < 1.0:
+        chosen.append(TypicalLogitsWarper(params.typical_p))
     if params.min_p > 0.0:
         chosen.append(MinPLogitsWarper(params.min_p))
     return LogitsProcessorList(chosen)

@@ -1,7 +1,7 @@
 """The one thread that owns a model, and how async code on any loop talks to it.
 
-The thread knows its inbox and the job at hand, never the engine: an engine that is dropped is freed, and its end
-stops the thread. The loop's side never blocks; the thread only posts, and never waits for a loop.
+The thread knows its inbox, and the generator while that is busy, never the engine: an engine that is dropped is freed,
+and its end stops the thread. The loop's side never blocks; the thread only posts, and never waits for a loop.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import queue
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,11 @@ import anyio
 import anyio.lowlevel
 import anyio.to_thread
 
+from kani_lite.engines.sampling import SamplingParams
 from kani_lite.exceptions import EngineError
+
+from .generator import Generator
+from .request import Request, Streamer
 
 CLOSED = "This engine was closed; build a new one to go on."
 
@@ -67,18 +71,51 @@ class Channel:
         await anyio.lowlevel.checkpoint()
         return [self._items.popleft() for _ in range(len(self._items))]
 
+    def up_to_failure(self, items: list[Any]) -> list[Any]:
+        """Raises what the first item failed with; keeps a later failure for the next call."""
+        if isinstance(items[0], Failure):
+            raise items[0].error
+        for place, item in enumerate(items):
+            if isinstance(item, Failure):  # first what came before it, then the error
+                self._items.extendleft(reversed(items[place:]))
+                return items[:place]
+        return items
+
+
+class WaitingQueue:
+    """The same for a thread that may wait, where there is no loop."""
+
+    def __init__(self) -> None:
+        self._items: queue.SimpleQueue[Any] = queue.SimpleQueue()
+
+    def put(self, item: Any) -> bool:
+        self._items.put(item)
+        return True
+
+    def receive(self) -> Any:
+        return self._items.get()
+
 
 class Job:
-    """A piece of work for the thread. `work` gets the job itself, to `emit` items and to ask whether it is `stopped`.
-    Its return value is the last item; an exception arrives as a Failure."""
+    """A request on its way through the thread, and the sink of its results: pieces of text, and last a Generation. An
+    exception arrives as a Failure."""
 
-    def __init__(self, work: Callable[[Job], Any]) -> None:
-        self._work: Callable[[Job], Any] | None = work
+    def __init__(
+        self,
+        generator: Generator,
+        prompt: list[int],
+        params: SamplingParams,
+        banned: Sequence[int] = (),
+        streamer: Streamer | None = None,
+        results: Channel | WaitingQueue | None = None,
+    ) -> None:
+        self._generator: Generator | None = generator
+        self._request: Request | None = Request(prompt, params, self, banned, streamer)
         self._cancelled = threading.Event()
-        self._channel = Channel()
+        self.results = results or Channel()
 
     def emit(self, item: Any) -> None:
-        if not self._channel.put(item):
+        if not self.results.put(item):
             self.cancel()
 
     def stopped(self) -> bool:
@@ -89,24 +126,31 @@ class Job:
         self._cancelled.set()
 
     def fail(self, error: BaseException) -> None:
-        self._work = None
+        self._generator = self._request = None
         self.emit(Failure(error))
 
-    async def receive(self) -> list[Any]:
-        """What the work has emitted; raises what it raised."""
-        items = await self._channel.receive()
-        if isinstance(items[0], Failure):
-            raise items[0].error
-        for place, item in enumerate(items):
-            if isinstance(item, Failure):  # first what came before it, then the error
-                self._channel._items.extendleft(reversed(items[place:]))
-                return items[:place]
-        return items
+    def begin(self) -> Generator:
+        """Hands the request to its generator. A job that waits keeps the model alive; one that has begun does not, so
+        a suspended stream keeps no weights after `close`."""
+        generator, request = self._generator, self._request
+        self._generator = self._request = None
+        assert generator is not None
+        assert request is not None
+        generator.add(request)
+        return generator
 
-    def run(self) -> None:
-        work, self._work = self._work, None  # what the work refers to is freed with it
-        assert work is not None
-        self.emit(work(self))
+    async def receive(self) -> list[Any]:
+        """What was emitted since the last call; raises what the request failed with."""
+        assert isinstance(self.results, Channel)
+        return self.results.up_to_failure(await self.results.receive())
+
+    def wait(self) -> Any:
+        """The same for a WaitingQueue, one item at a time."""
+        assert isinstance(self.results, WaitingQueue)
+        item = self.results.receive()
+        if isinstance(item, Failure):
+            raise item.error
+        return item
 
 
 class _State:
@@ -114,31 +158,52 @@ class _State:
 
     def __init__(self) -> None:
         self.inbox: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
-        self.current: Job | None = None
+        self.busy = False
         self.closed = threading.Event()
 
     def stop(self) -> None:
         if not self.closed.is_set():
             self.closed.set()
             self.inbox.put(None)
-        if (job := self.current) is not None:
-            job.cancel()
 
 
 def _serve(state: _State) -> None:
     while (job := state.inbox.get()) is not None:
-        state.current = job
-        try:
-            if not (state.closed.is_set() or job.stopped()):
-                job.run()
-        except BaseException as error:  # the caller gets it, whatever it is; this thread serves the next one
-            job.fail(error)
-        if state.closed.is_set():
-            job.fail(EngineError(CLOSED))
-        # an idle thread must not keep a job, and with it the engine, alive
-        state.current = None
+        state.busy = True
+        generator = _begin(job)
+        # an idle thread must not keep a job or a generator, and with it the engine, alive
         del job
+        if generator is not None:
+            _run(generator, state)
+        del generator
+        state.busy = False
     _refuse_waiting(state)
+
+
+def _begin(job: Job) -> Generator | None:
+    if job.stopped():
+        return None
+    try:
+        return job.begin()
+    except BaseException as error:  # the caller gets it, whatever it is; this thread serves the next one
+        job.fail(error)
+        return None
+
+
+def _run(generator: Generator, state: _State) -> None:
+    """Until nothing is left to run; requests that come meanwhile join in."""
+    while generator.busy and not state.closed.is_set():
+        try:
+            generator.step()
+        except BaseException as error:  # as above
+            generator.fail_all(error)
+        while not (state.inbox.empty() or state.closed.is_set()):
+            if (job := state.inbox.get()) is None:
+                state.inbox.put(None)  # closed just now: the thread's own loop must see it too
+            else:
+                _begin(job)
+            del job
+    generator.fail_all(EngineError(CLOSED))
 
 
 def _refuse_waiting(state: _State) -> None:
@@ -160,7 +225,7 @@ def _end(state: weakref.ref[_State], thread: weakref.ref[threading.Thread]) -> N
 
 
 class Worker:
-    """A daemon thread that runs jobs one after the other, in the order of their arrival.
+    """A daemon thread that runs jobs together, as their generator schedules them.
 
     It ends with `close`, or when `owner` is freed.
     """

@@ -11,12 +11,9 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from transformers import MistralConfig, MistralForCausalLM
 
-from kani_lite.engines import HuggingEngine, SamplingParams
+from kani_lite.engines import HuggingEngine
 from kani_lite.engines.base import Completion
-from kani_lite.engines.huggingface.cache import CacheManager
-from kani_lite.engines.huggingface.generator import Generator, Request
 from kani_lite.events import ToolCallFinished
 from kani_lite.exceptions import EngineError, PromptTooLong
 from kani_lite.messages import ChatMessage
@@ -71,11 +68,10 @@ async def test_sampling_draws_from_what_transformers_would(engine: HuggingEngine
             output_scores=True, return_dict_in_generate=True,
         )  # fmt: skip
     possible = {int(i) for i in torch.isfinite(out.scores[0][0]).nonzero()}
-    generator = engine._generator
-    assert generator is not None
     for seed in range(15):
-        request = Request(ids, SamplingParams(seed=seed, max_tokens=1, **params), [], lambda _: None, lambda: False)
-        assert generator.run(request).ids[0] in possible
+        assert (await engine.generate(ids, seed=seed, max_tokens=1, **({"temperature": 1.0} | params))).ids[
+            0
+        ] in possible
 
 
 async def test_the_models_own_defaults_decide(load: Callable[..., Any]) -> None:
@@ -88,18 +84,14 @@ async def test_the_models_own_defaults_decide(load: Callable[..., Any]) -> None:
 
 async def test_penalties_and_limits(engine: HuggingEngine) -> None:
     eos = engine.tokenizer.eos_token_id
-    generator = engine._generator
-    assert generator is not None
-    ids = engine.encode("hello")
 
-    def run(**params: Any) -> list[int]:
-        params = {"temperature": 0.0} | params
-        return generator.run(Request(ids, SamplingParams(**params), [], lambda _: None, lambda: False)).ids
+    async def run(**params: Any) -> list[int]:
+        return (await engine.generate("hello", **params)).ids
 
-    assert len(set(run(presence_penalty=1e6, max_tokens=50))) == 50
-    assert len(set(run(frequency_penalty=1e6, max_tokens=50))) == 50
-    assert len(run(ignore_eos=True, max_tokens=60)) == 60
-    assert eos not in run(min_tokens=60, max_tokens=60)
+    assert len(set(await run(presence_penalty=1e6, max_tokens=50))) == 50
+    assert len(set(await run(frequency_penalty=1e6, max_tokens=50))) == 50
+    assert len(await run(ignore_eos=True, max_tokens=60)) == 60
+    assert eos not in await run(min_tokens=60, max_tokens=60)
 
 
 async def test_multi_byte_text_is_never_split(engine: HuggingEngine, scripted: Callable[[str], None]) -> None:
@@ -250,14 +242,10 @@ def test_warm_is_cold_token_for_token(model_dir: Path, edits: list[tuple[str, st
                 chat = chats[0]
             chat.append(ChatMessage.user(text))
             ids = engine._prompt(chat, None).ids
-            warm, fresh = engine._generator, cold._generator
-            assert warm is not None
-            assert fresh is not None
-            params = SamplingParams(temperature=0.0, max_tokens=10)
-            expected = fresh.run(Request(ids, params, [], lambda _: None, lambda: False))
+            expected = (await cold.generate(ids)).choices[0]
             assert expected.cached_tokens == 0
             reply = await engine.predict(chat)
-            assert warm.run(Request(ids, params, [], lambda _: None, lambda: False)).ids == expected.ids
+            assert (await engine.generate(ids)).ids == expected.ids
             assert reply.completion_tokens == len(expected.ids)
             chat.append(reply.message)
         await engine.close()
@@ -272,33 +260,3 @@ async def test_long_prompts_run_in_pieces(engine: HuggingEngine, counted: Callab
     assert size > 600
     await engine.predict(chat, max_tokens=1)
     assert counted() == -(-size // 512)
-
-
-@pytest.mark.parametrize("kind", ["sliding", "full"])
-def test_caches_that_forget_are_only_continued(kind: str) -> None:
-    config = MistralConfig(
-        vocab_size=300, hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=2, sliding_window=8 if kind == "sliding" else None, eos_token_id=0,
-    )  # fmt: skip
-    manager = CacheManager(config)
-    assert manager.croppable == (kind == "full")
-    assert manager.continuable
-    torch.manual_seed(0)
-    model = MistralForCausalLM(config).eval()
-    warm = Generator(model, lambda ids: "", [], 200, 4)
-    cold = Generator(model, lambda ids: "", [], 200, 0)
-    params = SamplingParams(temperature=0.0, max_tokens=12)
-
-    def run(generator: Generator, ids: list[int]) -> Any:
-        return generator.run(Request(ids, params, [], lambda _: None, lambda: False))
-
-    prompt = list(range(3, 40))
-    first = run(warm, prompt)
-    prompt2 = [*prompt, *first.ids, 50, 51, 52]
-    second = run(warm, prompt2)
-    assert second.cached_tokens == len(prompt) + len(first.ids) - 1
-    assert second.ids == run(cold, prompt2).ids
-    changed = [*prompt[:20], 99, 98]
-    third = run(warm, changed)
-    assert third.cached_tokens == (20 if kind == "full" else 0)
-    assert third.ids == run(cold, changed).ids

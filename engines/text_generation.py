@@ -1,0 +1,157 @@
+"""Text generation without a chat around it, the same on every local engine."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeVar
+
+import anyio
+
+from kani_lite.exceptions import EngineError
+from kani_lite.messages import ChatMessage
+
+from .base import BaseEngine
+from .sampling import SamplingParams
+
+
+@dataclass(frozen=True)
+class TokenLogprobs:
+    """The natural logarithm of a token's probability by the model itself, before penalties, temperature and cuts; and
+    those of the most likely tokens, the likeliest first."""
+
+    token: int
+    logprob: float
+    top: dict[int, float]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What one run of a prompt gave. `ids` include the end token, if there is one; `cached_tokens` of the prompt were
+    known before.
+
+    `seconds` is the time from the first forward pass to the end, `waited_seconds` the time before it, and
+    `first_token_seconds` that from the request's arrival to its first token.
+    """
+
+    ids: list[int]
+    text: str
+    cached_tokens: int
+    finish_reason: str
+    seconds: float
+    waited_seconds: float
+    first_token_seconds: float
+    logprobs: list[TokenLogprobs] | None = None
+    prompt_logprobs: list[TokenLogprobs | None] | None = None
+
+    @property
+    def seconds_per_token(self) -> float | None:
+        """The mean time of a token after the first."""
+        more = len(self.ids) - 1
+        return (self.waited_seconds + self.seconds - self.first_token_seconds) / more if more else None
+
+
+@dataclass(frozen=True)
+class GeneratedText:
+    """The `n` replies to one prompt."""
+
+    prompt_tokens: int
+    choices: list[Generation]
+
+    @property
+    def text(self) -> str:
+        """The first reply."""
+        return self.choices[0].text
+
+    @property
+    def ids(self) -> list[int]:
+        """The first reply's token ids."""
+        return self.choices[0].ids
+
+
+T = TypeVar("T")
+Prompt = str | Sequence[int] | Mapping[str, Any] | Any
+
+
+class TextGenerationEngine(BaseEngine):
+    """An engine that also continues a bare text. A prompt is a text with its special tokens, token ids, a tensor of
+    them, or what a tokenizer returns; it is run as it is, without a chat template."""
+
+    @abstractmethod
+    def generations(
+        self, prompt: Prompt, sampling: SamplingParams | None = None, streamer: Any = None, **hyperparams: Any
+    ) -> AsyncGenerator[str | Generation]:
+        """The text of one reply piece by piece, and last its Generation."""
+
+    @abstractmethod
+    def token_ids(self, prompt: Prompt) -> list[int]:
+        """The ids that a prompt is run as."""
+
+    async def generate(
+        self, prompt: Prompt, sampling: SamplingParams | None = None, streamer: Any = None, **hyperparams: Any
+    ) -> GeneratedText:
+        """Continues a prompt `n` times. Raises PromptTooLong, TypeError for an unknown hyperparameter, EngineError."""
+        params = (sampling or SamplingParams()).merged(SamplingParams.from_kwargs(**hyperparams))
+        if streamer is not None and params.n > 1:
+            raise EngineError(f"n={params.n} replies can't go to one streamer: leave out n or the streamer.")
+        ids = self.token_ids(prompt)
+        seeds = [None if params.seed is None else params.seed + i for i in range(params.n)]
+        each = [params.model_copy(update={"n": 1}).merged(SamplingParams(seed=seed)) for seed in seeds]
+        return GeneratedText(len(ids), await _together([partial(self._last, ids, one, streamer) for one in each]))
+
+    async def _last(self, ids: list[int], params: SamplingParams, streamer: Any) -> Generation:
+        async with aclosing(self.generations(ids, params, streamer)) as pieces:
+            async for piece in pieces:
+                if isinstance(piece, Generation):
+                    return piece
+        raise EngineError("The model's stream ended without a result.")
+
+    async def generate_stream(
+        self, prompt: Prompt, sampling: SamplingParams | None = None, **hyperparams: Any
+    ) -> AsyncGenerator[str]:
+        """The text of one reply piece by piece."""
+        async with aclosing(self.generations(prompt, sampling, **hyperparams)) as pieces:
+            async for piece in pieces:
+                if isinstance(piece, str):
+                    yield piece
+
+    async def generate_batch(
+        self, prompts: Sequence[Prompt], sampling: SamplingParams | None = None, **hyperparams: Any
+    ) -> list[GeneratedText]:
+        """All of these prompts, in their order; as many at once as there is room for. The first error ends the rest."""
+        return await _together([partial(self.generate, prompt, sampling, **hyperparams) for prompt in prompts])
+
+    async def chat(self, messages: Sequence[ChatMessage], **hyperparams: Any) -> ChatMessage:
+        """The model's next message."""
+        return (await self.predict(list(messages), **hyperparams)).message
+
+    async def chat_stream(self, messages: Sequence[ChatMessage], **hyperparams: Any) -> AsyncGenerator[str]:
+        """The text of the model's next message piece by piece."""
+        stream: Any = self.stream(list(messages), **hyperparams)
+        async with aclosing(stream):
+            async for item in stream:
+                if isinstance(item, str):
+                    yield item
+
+
+async def _together(work: Sequence[Callable[[], Awaitable[T]]]) -> list[T]:
+    """All results in their order. The first error ends the rest, and is raised as it is."""
+    results: dict[int, T] = {}
+    failed: list[Exception] = []
+
+    async def one(place: int) -> None:
+        try:
+            results[place] = await work[place]()
+        except Exception as error:  # raised below, not as a group
+            failed.append(error)
+            group.cancel_scope.cancel()
+
+    async with anyio.create_task_group() as group:
+        for place in range(len(work)):
+            group.start_soon(one, place)
+    if failed:
+        raise failed[0]
+    return [results[place] for place in range(len(work))]
