@@ -4,8 +4,8 @@ What a template takes is found out by trying (see probing.py). A chat within tha
 order:
 
 - Functions that the template doesn't show are listed in the system message.
-- Calls and results that it doesn't show become text: a call is JSON in the assistant's content, a result a user
-  message that begins with "Result of NAME:".
+- Calls and results that it doesn't show become text: a call is JSON on a line of its own, after the assistant's text,
+  where the parser finds it again; a result is a user message that begins with "Result of NAME:".
 - Calls of one message that it takes only one by one are each followed by their result. Text beside calls that it
   leaves out becomes a message before them.
 - Several system messages at the start become one. Without a system role they are put before the first user message,

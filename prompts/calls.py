@@ -16,8 +16,8 @@ from uuid import uuid4
 
 from kani_lite.messages import FunctionCall, ToolCall
 
-MOST_TO_REPAIR = 4_000
-"""Characters of a malformed call that are worth a repair, whose time is quadratic."""
+from .json_values import MOST_TO_REPAIR as MOST_TO_REPAIR
+from .json_values import json_values
 
 MOST_CALLS = 1_000
 """Calls in one region: more of them are no reply."""
@@ -25,14 +25,28 @@ MOST_CALLS = 1_000
 MOST_TO_PARSE = 100_000
 """Characters of calls in Python."""
 
-NO_CALL = re.compile(
-    r"""\s*[\[{]\s*(?:\{\s*)?
-    (?: "(?!(?:name|arguments|parameters|type|function|id|tool_name|tool_call_id)")[^"]*"
-      | (?! (?<=\[) [A-Za-z_][\w.]* (?:\(|\Z) ) [^"'\s{\[]  # but for [f(
-    )""",
+_NO_CALL = re.compile(
+    r"""\s* (?: (?!`{0,2}\Z | ```(?:j|js|jso)?\Z | ```(?:json)?\s*(?:\Z|[\[{])) `  # a fence around something else
+      | (?:```(?:json)?\s*)? (?:
+          [\[{]\s*(?:\{\s*)? "(?!(?:name|arguments|parameters|type|function|id|tool_name|tool_call_id)")[^"]*"
+        | (?:\{|[\[{]\s*\{) \s*[^"'\s{\[]
+        | \[ (?!\s*[A-Za-z_][\w.]*\s*(?:\(|\Z)) \s*[^"'\s{\[] ) )  # but for [f(
+    """,
     re.VERBOSE,
 )
-"""The beginning of JSON that is no call, since its first key is none that calls have; and of a list that is no call."""
+_NAMED = re.compile(r'\A[\s\[,]*([A-Za-z_][\w.]*)\s*\(|"(?:name|tool_name)"\s*:\s*"([^"]*)"')
+
+
+def is_no_call(head: str, schemas: Mapping[str, dict[str, Any]] | None = None) -> bool:
+    """Whether this is the beginning of JSON or of a list that is no call: its first key is none that calls have, or
+    its function is not in `schemas`, if they are given."""
+    return bool(_NO_CALL.match(head)) or (schemas is not None and _name(head) not in (None, *schemas))
+
+
+def _name(text: str) -> str | None:
+    """The name of the function in a part of a call; None if it is not there yet."""
+    found = _NAMED.search(text)
+    return found and (found[1] or found[2])
 
 
 @dataclass(frozen=True)
@@ -61,17 +75,31 @@ def unreadable(text: str, name: str = "") -> ToolCall:
 
 def read_json(call: CallText) -> list[ToolCall]:
     """Calls as JSON: `{"name": ..., "arguments": {...}}`, a list of them, or several one after another."""
-    values = _json_values(call)
-    if values is None or len(values) > MOST_CALLS:
+    values, rest = json_values(call.text, call.closed, call.cut)
+    if len(values) > MOST_CALLS:
         return [unreadable(call.text)]
-    return [_from_json(value) or unreadable(json.dumps(value, ensure_ascii=False)) for value in values]
+    calls = [_from_json(value) or unreadable(json.dumps(value, ensure_ascii=False)) for value in values]
+    return calls if calls and not rest else [*calls, _open(call, rest)]
+
+
+def _open(call: CallText, rest: str) -> ToolCall:
+    """The call that a text ends in, which is broken; it has a name if that of a function on offer is known."""
+    name = _name(rest) if call.cut or not call.closed else None
+    return unreadable(rest, name if name is not None and name in call.schemas else "")
 
 
 def read_bare_json(call: CallText) -> list[ToolCall]:
-    """The same in a reply without markers: none of it is a call unless all of it is."""
-    values = _json_values(call) or []
+    """The same in a reply without markers, or in a code fence: none of it is a call unless all of it is. One that was
+    cut off is a call if its function is on offer."""
+    values, rest = json_values(_whole(call.text), call.closed, call.cut)
     calls = [found for value in values if (found := _from_json(value, strict=True)) is not None]
-    return calls if len(calls) == len(values) else []
+    if len(calls) < len(values):
+        return []
+    if not rest:
+        return calls
+    last, is_json = _open(call, rest), rest.lstrip("[ \t\n").startswith("{")
+    begun = last.function.name or (calls and not is_no_call(rest, call.schemas or None))
+    return [*calls, last] if call.cut and is_json and begun else []
 
 
 _PYTHON_LIST = re.compile(r"\[\s*[A-Za-z_][\w.]*\s*\(")
@@ -79,10 +107,17 @@ _PYTHON_LIST = re.compile(r"\[\s*[A-Za-z_][\w.]*\s*\(")
 
 def read_bare_list(call: CallText) -> list[ToolCall]:
     """The same, or a list of calls as Python writes them, `[f(a=1)]`, of functions that are on offer."""
-    if (found := read_bare_json(call)) or not _PYTHON_LIST.match(call.text.strip()):
+    found, text = read_bare_json(call), _whole(call.text)
+    if found or not _PYTHON_LIST.match(text) or text.endswith("`"):
         return found
     calls = read_python(call)
-    return calls if all(c.function.name in call.schemas for c in calls) else []
+    return calls if all_offered(calls, call.schemas, call.cut) else []
+
+
+def all_offered(calls: list[ToolCall], schemas: Mapping[str, dict[str, Any]], cut: bool) -> bool:
+    """Whether all calls are of functions on offer; of one that was cut off, after others, the name may be missing."""
+    *others, last = [call.function.name for call in calls] or [""]
+    return all(name in schemas for name in others) and (last in schemas or (cut and bool(others) and not last))
 
 
 def read_tagged(call: CallText) -> list[ToolCall]:
@@ -100,17 +135,28 @@ def read_xml(call: CallText) -> list[ToolCall]:
     _, *found = _FUNCTION.split(call.text)
     for name, body in zip(found[::2], found[1::2], strict=True):
         name = name.strip()
-        body, end, _ = body.partition("</function>")
-        if not end and not call.closed:
-            return [*calls, unreadable(call.text, name)]  # more parameters may have been to come
         types = call.schemas.get(name, {}).get("properties", {})
-        arguments = {}
         _, *pairs = _PARAMETER.split(body)
-        for key, value in zip(pairs[::2], pairs[1::2], strict=True):
-            value = value.partition("</parameter>")[0]
+        arguments, ended = {}, "</function>" in body
+        for key, text in zip(pairs[::2], pairs[1::2], strict=True):
+            value, ended = _value(text)
             arguments[key.strip()] = _typed(value.removeprefix("\n").removesuffix("\n"), types.get(key.strip()))
+        if not ended and not call.closed:
+            return [*calls, unreadable(call.text, name)]  # more parameters may have been to come
         calls.append(new_call(name, arguments))
     return calls or [unreadable(call.text)]
+
+
+_VALUE_END = re.compile(r"</parameter>\s*(?:(</function>)|\Z)")
+
+
+def _value(text: str) -> tuple[str, bool]:
+    """The value that this begins with, and whether the end of the function comes behind it. Its end is where nothing
+    but the function's end, or the next parameter, follows; else, what comes first of the two end tags."""
+    if found := _VALUE_END.search(text):
+        return text[: found.start()], found[1] is not None
+    value, _, rest = text.partition("</parameter>")
+    return value.partition("</function>")[0], "</function>" in rest or text.rstrip().endswith("</function>")
 
 
 def _typed(value: str, schema: dict[str, Any] | None) -> Any:
@@ -154,10 +200,11 @@ def read_mistral(call: CallText) -> list[ToolCall]:
 
 def read_deepseek(call: CallText) -> list[ToolCall]:
     """`function<sep>name` and a fenced JSON block (V3, R1), or `name<sep>{...}` (V3.1)."""
-    parts = call.text.split("<｜tool▁sep｜>")
-    if len(parts) == 1:
+    name, separator, arguments = call.text.partition("<｜tool▁sep｜>")
+    if not separator:
         return read_json(call)
-    name, _, arguments = parts[-1].partition("\n") if parts[0].strip() == "function" else (*parts[:1], "", parts[-1])
+    if name.strip() == "function":
+        name, _, arguments = arguments.partition("\n")
     return [_with_name(call, name.strip(), _unfenced(arguments))]
 
 
@@ -165,10 +212,15 @@ _FENCE = re.compile(r"```(?:json|tool_code|python)?")
 
 
 def _unfenced(text: str) -> str:
-    """A text without the code fence around it, if there is one."""
+    """A text without the code fence around it, if there is one; its end may be cut off."""
     text = text.strip()
     opened = _FENCE.match(text)
-    return text[opened.end() if opened else 0 :].removesuffix("```").strip()
+    return text[opened.end() if opened else 0 :].rstrip("`").strip()
+
+
+def _whole(text: str) -> str:
+    """The same for a text whose fence, if it has one, is around all of it."""
+    return _unfenced(text) if text.lstrip().startswith("`") else text.strip()
 
 
 def read_functools(call: CallText) -> list[ToolCall]:
@@ -199,7 +251,27 @@ def read_python(call: CallText) -> list[ToolCall]:
         nodes = [n for s in statements for n in (s.elts if isinstance(s, ast.List | ast.Tuple) else [s])]
         return [_from_python(node, call.schemas) for node in nodes] or [unreadable(call.text)]
     except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
+        return _cut_python(call, text) if call.cut else [unreadable(call.text)]
+
+
+_PYTHON_TOKEN = re.compile(r"""([\[({])|([\])}])|"(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*'|(["'])""", re.DOTALL)
+
+
+def _cut_python(call: CallText, text: str) -> list[ToolCall]:
+    """The calls that are complete, and the one that was cut off."""
+    around = text.startswith("[")
+    depth = end = 0
+    for token in _PYTHON_TOKEN.finditer(text):
+        if token[3]:
+            break  # a string that never ends
+        depth += bool(token[1]) - bool(token[2])
+        if token[0] == ")" and depth == around:
+            end = token.end()
+    calls = read_python(CallText(text[:end] + "]" * around, schemas=call.schemas)) if end else []
+    if not all(complete.function.name for complete in calls):
         return [unreadable(call.text)]
+    rest = text[end:].lstrip(" \t\n,;")
+    return [*calls, _open(call, rest)] if rest else calls
 
 
 def _from_python(node: ast.expr, schemas: Mapping[str, dict[str, Any]]) -> ToolCall:
@@ -224,8 +296,8 @@ def _from_python(node: ast.expr, schemas: Mapping[str, dict[str, Any]]) -> ToolC
 def _with_name(call: CallText, name: str, arguments: str, id_: object = None) -> ToolCall:
     if not arguments.strip() and (call.cut or not call.closed):
         return unreadable(call.text, name)  # its arguments may have been to come
-    values = _json_values(_replaced(call, arguments)) if arguments.strip() else [{}]
-    if values is None or len(values) != 1 or not isinstance(values[0], dict):
+    values, rest = json_values(arguments, call.closed, call.cut) if arguments.strip() else ([{}], "")
+    if rest or len(values) != 1 or not isinstance(values[0], dict):
         return new_call(name, arguments.strip(), id_)  # running it tells the model what is wrong with them
     return new_call(name, values[0], id_)
 
@@ -250,75 +322,3 @@ def _from_json(value: Any, strict: bool = False) -> ToolCall | None:
 
 def _replaced(call: CallText, text: str) -> CallText:
     return CallText(text, call.closed, call.cut, call.header, call.schemas)
-
-
-_DECODER = json.JSONDecoder(strict=False)
-_BETWEEN = re.compile(r"[\s;,]*")
-
-
-def _json_values(call: CallText) -> list[Any] | None:
-    """The JSON values in a text, a list's items among them; None if it is not JSON and can't be made so."""
-    text, at, values = call.text.strip(), 0, []
-    try:
-        while at < len(text):
-            value, at = _DECODER.raw_decode(text, at)
-            values += value if isinstance(value, list) else [value]
-            separated = _BETWEEN.match(text, at)
-            at = separated.end() if separated else at
-    except (ValueError, RecursionError):
-        rest = None if call.cut else _repaired(text[at:], call.closed)
-        if rest is None:
-            return None
-        values += rest if isinstance(rest, list) else [rest]
-    return values or None
-
-
-def _repaired(text: str, closed: bool) -> Any:
-    """The JSON object or list that the text must mean; None if it may mean several. Source of the repair: json_repair.
-
-    A text that ends in a string, or in a number if its end marker is missing, may lack some of that value; one that
-    ends in a comma, or has no arguments yet, may lack all of them.
-    """
-    if len(text) > MOST_TO_REPAIR or text[:1] not in ("{", "["):
-        return None
-    last = _last_outside_strings(text)
-    if last is None or last in ":,{[" or (not closed and (last.isdigit() or "{" not in text[1:])):
-        return None
-    import json_repair
-
-    try:
-        value = json_repair.loads(text, skip_json_loads=True)
-    except (ValueError, RecursionError):
-        return None
-    items = value if isinstance(value, list) else [value]
-    usable = items and all(isinstance(item, dict) and item for item in items) and _same_words(value, text)
-    return value if usable else None
-
-
-def _last_outside_strings(text: str) -> str | None:
-    """The last character of the text that is no space; None if it ends within a string."""
-    quote, skip = "", False
-    for character in text:
-        if skip:
-            skip = False
-        elif quote:
-            skip = character == "\\"
-            quote = "" if character == quote else quote
-        elif character in "\"'":
-            quote = character
-    return None if quote else text.rstrip()[-1:]
-
-
-_WORDS = re.compile(r"\w+")
-_PYTHON_WORDS = {"True": "true", "False": "false", "None": "null"}
-_BAD_ESCAPE = re.compile(r'\\(?!["\\/bfnrtu])')
-
-
-def _same_words(value: Any, text: str) -> bool:
-    """Whether the repaired value says all that the text says, in that order, and nothing else."""
-    if _BAD_ESCAPE.search(text):
-        return False  # what was meant by it is anybody's guess
-    made = json.dumps(value, ensure_ascii=False)
-    if '""' in made and not ('""' in text or "''" in text):
-        return False  # a value was missing
-    return [_PYTHON_WORDS.get(w, w) for w in _WORDS.findall(text)] == _WORDS.findall(made)

@@ -43,7 +43,7 @@ class Reading:
 
     def parser(self, functions: Sequence[AIFunction] | None, inside: bool) -> Parser:
         """For one reply, which begins in the reasoning or not."""
-        region = region_of(self.format, Kind.REASONING) if inside else None
+        region = self.format.region(Kind.REASONING) if inside else None
         return Parser(replace(self.format, inside=region), functions)
 
     def read(
@@ -98,14 +98,9 @@ def was_cut(completion: BaseCompletion) -> bool:
     return getattr(completion, "finish_reason", None) == "length"
 
 
-def region_of(fmt: Format, kind: Kind) -> Region | None:
-    """The first region of this kind."""
-    return next((region for region in fmt.regions if region.kind is kind), None)
-
-
 def with_markers(fmt: Format, kind: Kind, start: str | None, end: str | None) -> Format:
     """The format with other markers for its first region of this kind, or with such a region."""
-    region = region_of(fmt, kind)
+    region = fmt.region(kind)
     if region is None:
         if not start and (not end or kind is Kind.CALL):
             return fmt

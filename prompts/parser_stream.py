@@ -11,6 +11,7 @@ from kani_lite.events import Delta, ReasoningDelta, TextDelta, ToolCallDelta, To
 from kani_lite.messages import ChatMessage, ToolCall
 
 from .parser_reading import Reading, was_cut, with_content
+from .parsing import call_deltas
 
 if TYPE_CHECKING:
     from kani_lite.functions import AIFunction
@@ -67,9 +68,7 @@ class CallNumbers:
         """The deltas of calls that had none so far."""
         for index, call in enumerate(calls):
             if call.id not in self._ids:
-                yield ToolCallStarted(index, call.id, call.function.name)
-                yield ToolCallDelta(index, call.function.arguments)
-                yield ToolCallFinished(index, call)
+                yield from call_deltas(index, call)
 
 
 class ReplyStream:
@@ -106,9 +105,12 @@ class ReplyStream:
         if not self._parser.raw and inner.message.text:  # the engine didn't stream its text
             yield from self.read(inner.message.text)
         cut = was_cut(inner)
-        yield from self._told(self._parser.finish(cut=cut), ours=True)
+        inside, last = self._reading.inside(self._parser.raw), self._parser.finish(cut=cut)
+        if self._inside and not inside:  # calls and text that ended it are read again
+            last = [delta for delta in last if isinstance(delta, ReasoningDelta)]
+        yield from self._told(last, ours=True)
         self.message, self._calls = self._parser.message(), self._parser.calls
-        if (inside := self._reading.inside(self._parser.raw)) is not self._inside:
+        if inside is not self._inside:
             yield from self._read_again(inside, cut)
         yield from self._shown.end_grey()
         if self._tell_calls:

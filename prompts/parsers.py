@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import weakref
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from kani_lite.engines.base import BaseCompletion, BaseEngine
@@ -20,7 +19,7 @@ from .formats.hermes import HERMES, QWEN3_CODER
 from .formats.llama import LLAMA3
 from .formats.mistral import MISTRAL
 from .formats.plain import JSON, PLAIN
-from .parser_reading import Reading, is_usable, region_of, was_cut, with_content, with_markers
+from .parser_reading import Reading, is_usable, was_cut, with_content, with_markers
 from .parser_stream import ReplyStream, Shown
 from .parsing import Format, Kind
 
@@ -65,7 +64,7 @@ class BaseParser(WrapperEngine):
         super().__init__(engine, *args, **kwargs)
         fmt = with_markers(self.format, Kind.CALL, tool_call_start_token, tool_call_end_token)
         self._format = with_markers(fmt, Kind.REASONING, reasoning_start_token, reasoning_end_token)
-        call, reasoning = region_of(self._format, Kind.CALL), region_of(self._format, Kind.REASONING)
+        call, reasoning = self._format.region(Kind.CALL), self._format.region(Kind.REASONING)
         self.tool_call_start_token = tool_call_start_token or (call.start if call else None)
         self.tool_call_end_token = tool_call_end_token or (call.ends[0] if call and call.ends else None)
         self.reasoning_start_token = reasoning_start_token or (self.format.reasoning_start if reasoning else None)
@@ -226,14 +225,7 @@ class Qwen3_5Parser(_BeginsThinking):  # noqa: N801  # kani's name
 class DeepSeekR1Parser(_BeginsThinking):
     """DeepSeek R1 and the models distilled from it."""
 
-    # it may go on as if it had the results
-    format = replace(
-        DEEPSEEK_R1,
-        dropped=(
-            *DEEPSEEK_R1.dropped,
-            *(f"<｜tool▁{part}｜>" for part in ("outputs▁begin", "outputs▁end", "output▁begin", "output▁end")),
-        ),
-    )
+    format = DEEPSEEK_R1
 
 
 DeepSeekR1ToolCallParser = DeepSeekR1Parser

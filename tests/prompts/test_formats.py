@@ -1,4 +1,4 @@
-"""Each format against replies as its models write them, and back and forth through the chat templates."""
+"""Each format against replies as its models write them; which format a model or a template has."""
 
 from __future__ import annotations
 
@@ -6,16 +6,14 @@ import json
 from typing import Any
 
 import pytest
-from chat_templates import BOS, EOS, TEMPLATES
+from chat_templates import TEMPLATES
 
 from kani_lite import AIFunction, ChatMessage
 from kani_lite.exceptions import PromptError
-from kani_lite.messages import ReasoningPart, ToolCall
+from kani_lite.messages import ReasoningPart
 from kani_lite.prompts import (
     FORMATS,
-    ChatTemplatePromptPipeline,
     Format,
-    JinjaChatTemplate,
     format_for_model,
     format_for_template,
     get_format,
@@ -187,52 +185,6 @@ def test_calls_in_a_python_list(name: str) -> None:
     ]
     for other in ("[1, 2]", "[see here](http://x.y)", "[other(a=1)]", '[find("Paris")] is what I call', "[find("):
         assert parse(fmt, other, functions).text == other
-
-
-# what each template can carry of a reply: whatever it can't is told in another way (see prompts/adapt.py)
-ROUND_TRIPS = {
-    "hermes": "tc",
-    "qwen2_5": "tc",
-    "qwen3": "tc",
-    "qwen3_coder": "tc",
-    "llama3_1_json": "tc",
-    "mistral_parallel": "tc",
-    "mistral_small": "tc",
-    "deepseek_v3_1": "tc",
-    "gpt_oss": "tc",
-    "phi4_mini": "tc",
-    "granite": "tc",
-    "command_r": "tc",
-    "named-chatml": "t",
-    "named-llama2": "t",
-    "named-phi3": "t",
-}
-REPLIES = {
-    "t": ChatMessage.assistant("It is sunny, 21 degrees."),
-    "c": ChatMessage.assistant(None, tool_calls=[ToolCall.from_function("find", call_id_="a1b2c3d4e", city="Paris")]),
-}
-
-
-@pytest.mark.parametrize(("name", "kind"), [(n, k) for n, kinds in ROUND_TRIPS.items() for k in kinds])
-def test_there_and_back(name: str, kind: str) -> None:
-    """A reply in the prompt of the next round is read as the reply that it was."""
-    template = TEMPLATES[name]
-    pipeline = ChatTemplatePromptPipeline(JinjaChatTemplate(template, bos_token=BOS, eos_token=EOS))
-    functions = [AIFunction(find)]
-    asked, reply = [ChatMessage.user("weather in Paris?")], REPLIES[kind]
-    before = pipeline(asked, functions)
-    after = [ChatMessage.function("find", "sunny", "a1b2c3d4e")] if kind == "c" else [ChatMessage.user("thanks")]
-    rest = pipeline([*asked, reply, *after], functions)
-    written = rest[len(common(before, rest)) :]
-    fmt = format_for_template(template).after(before)
-    message = parse(fmt, written[: written.index(after[0].text or "")], functions)
-    assert calls_of(message) == calls_of(reply)
-    assert (reply.text or "") in (message.text or "")
-
-
-def common(a: str, b: str) -> str:
-    """The longest common prefix."""
-    return a[: next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))]
 
 
 @pytest.mark.parametrize(

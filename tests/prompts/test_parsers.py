@@ -8,7 +8,7 @@ import pytest
 from fuzzing import markers_of, pieces, replies
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from raw_replies import CALL, DEEPSEEK_CALL, HI, F, Says, parsed, seen, streamed, thought
+from raw_replies import CALL, DEEPSEEK_CALL, HI, PARSERS, F, Says, parsed, seen, streamed, thought
 from scripted import ScriptedEngine
 
 from kani_lite import AIFunction, ChatMessage, Kani, MessagePart, TextPart, ToolCall
@@ -29,16 +29,6 @@ from kani_lite.prompts.parsers import (
 )
 
 pytestmark = pytest.mark.anyio
-ALL = [
-    NaiveJSONToolCallParser,
-    Llama3XToolCallParser,
-    MistralToolCallParser,
-    GPTOSSParser,
-    Qwen3Parser,
-    Qwen3ThinkingParser,
-    Qwen3_5Parser,
-    DeepSeekR1Parser,
-]
 GREY, PLAIN_AGAIN = "\033[0;37m", "\033[0m"
 
 
@@ -92,7 +82,7 @@ async def test_replies(parser: type[BaseParser], text: str, expected: tuple[Any,
 
 @st.composite
 def cut_replies(draw: st.DrawFn) -> tuple[type[BaseParser], list[str]]:
-    parser = draw(st.sampled_from(ALL))
+    parser = draw(st.sampled_from(PARSERS))
     return parser, draw(pieces(draw(replies(parser.format))))
 
 
@@ -115,7 +105,7 @@ async def test_any_chunking_gives_the_message_of_the_whole(
         assert reply.text == (reply.message.text or "").strip()
 
 
-@pytest.mark.parametrize("parser", ALL)
+@pytest.mark.parametrize("parser", PARSERS)
 @pytest.mark.parametrize("text", ["Just text, 1 < 2.", "", '{"city": "Paris"}', " spaced "])
 async def test_text_without_markers_stays_as_it_is(parser: type[BaseParser], text: str) -> None:
     inner = Says(text)
@@ -126,7 +116,7 @@ async def test_text_without_markers_stays_as_it_is(parser: type[BaseParser], tex
     assert type(reply.completion) is Completion
 
 
-@pytest.mark.parametrize("parser", ALL)
+@pytest.mark.parametrize("parser", PARSERS)
 async def test_what_the_engine_parsed_itself_is_kept(parser: type[BaseParser]) -> None:
     """An engine of ours sends reasoning and calls apart."""
     call = ToolCall.from_function("g", call_id_="1")
@@ -292,6 +282,21 @@ async def test_reasoning_that_never_ends_was_the_answer() -> None:
     shown = await streamed(Qwen3ThinkingParser(Says("So"), show_reasoning_in_stream=True))
     assert shown.text == f"{GREY}So{PLAIN_AGAIN}"
     assert shown.message == ChatMessage.assistant("So")
+
+
+async def test_reasoning_that_never_ends_and_has_a_call() -> None:
+    """The call is told once, whether the reply is taken to begin in the reasoning or opens it itself."""
+
+    def f(a: int) -> None:
+        """Does it."""
+
+    for parser, text in ((Qwen3ThinkingParser, f"So {CALL}"), (Qwen3Parser, f"<think>So {CALL}")):
+        for chunk in (1, 7, 1000):
+            inner = Says(*(text[at : at + chunk] for at in range(0, len(text), chunk)))
+            reply = await streamed(parser(inner), [AIFunction(f)])
+            assert seen(reply.message)[1] == F
+            assert reply.calls == reply.message.tool_calls
+            assert seen((await parser(inner).predict(HI, [AIFunction(f)])).message) == seen(reply.message)
 
 
 async def test_an_end_that_nothing_opened() -> None:

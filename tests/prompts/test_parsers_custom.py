@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from raw_replies import CALL, DEEPSEEK_CALL, HI, F, Says, parsed, seen, streamed, thought
+from raw_replies import CALL, DEEPSEEK_CALL, HI, PARSERS, F, Says, parsed, seen, streamed, thought
 
 from kani_lite import ChatMessage, MessagePart, ToolCall
 from kani_lite.engines import BaseCompletion, Completion, WrapperEngine
@@ -15,26 +15,10 @@ from kani_lite.prompts.parsers import (
     BaseToolCallParser,
     DeepSeekR1Parser,
     DeepSeekR1ToolCallParser,
-    GPTOSSParser,
-    Llama3XToolCallParser,
-    MistralToolCallParser,
-    NaiveJSONToolCallParser,
-    Qwen3_5Parser,
     Qwen3Parser,
-    Qwen3ThinkingParser,
 )
 
 pytestmark = pytest.mark.anyio
-ALL = [
-    NaiveJSONToolCallParser,
-    Llama3XToolCallParser,
-    MistralToolCallParser,
-    GPTOSSParser,
-    Qwen3Parser,
-    Qwen3ThinkingParser,
-    Qwen3_5Parser,
-    DeepSeekR1Parser,
-]
 
 
 def test_names_and_defaults() -> None:
@@ -51,7 +35,7 @@ def test_names_and_defaults() -> None:
     assert markers == ("<tool_call>", "</tool_call>", "<think>", "</think>")
     assert (parser.reasoning_always_at_start, parser.show_reasoning_in_stream) == (False, False)
     assert parser.reasoning_in_stream_color
-    assert [p(Says()).reasoning_always_at_start for p in ALL] == [False] * 5 + [True] * 3
+    assert [p(Says()).reasoning_always_at_start for p in PARSERS] == [False] * 5 + [True] * 3
     bare = BaseParser(Says())
     assert (bare.tool_call_start_token, bare.reasoning_end_token) == (None, None)
     assert bare.parse_tool_calls(CALL) == (CALL, [])

@@ -9,7 +9,7 @@ from random import Random
 from typing import Any
 
 import pytest
-from fuzzing import FORMAT_NAMES, check, markers_of, pieces, random_case, replies, run, seen
+from fuzzing import FORMAT_NAMES, Case, check, markers_of, pieces, random_case, replies, run, seen
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -27,14 +27,14 @@ def calls(message: ChatMessage) -> list[tuple[str, str]]:
 def test_the_guarantees(data: st.DataObject) -> None:
     fmt = FORMATS[data.draw(st.sampled_from(FORMAT_NAMES))]
     text = data.draw(replies(fmt))
-    check(fmt, text, data.draw(pieces(text)))
+    check(Case(fmt, text, data.draw(pieces(text)), data.draw(st.booleans()), data.draw(st.booleans())))
 
 
 def test_a_short_fuzz() -> None:
     """`make fuzz` runs a million of these."""
     rng = Random(1)
     for _ in range(3000):
-        check(*random_case(rng))
+        check(random_case(rng))
 
 
 @given(st.text(st.characters(exclude_characters="<[`A{"), max_size=200))

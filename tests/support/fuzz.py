@@ -22,11 +22,11 @@ def main() -> None:
     args = parser.parse_args()
     rng, started = Random(args.seed), time.monotonic()
     for number in range(1, args.cases + 1):
-        fmt, text, chunks = random_case(rng)
+        case = random_case(rng)
         try:
-            check(fmt, text, chunks)
+            check(case)
         except Exception:
-            print(f"case {number} of seed {args.seed}: {fmt.name}, chunks={chunks!r}", file=sys.stderr)
+            print(f"case {number} of seed {args.seed}: {case.format.name}, {case}", file=sys.stderr)
             raise
         if number % 100_000 == 0:
             print(f"{number:,} cases, {time.monotonic() - started:.0f} s", flush=True)

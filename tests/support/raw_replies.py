@@ -13,7 +13,26 @@ from kani_lite.engines import BaseCompletion, Completion
 from kani_lite.events import Delta, ReasoningDelta, TextDelta, ToolCallFinished
 from kani_lite.prompts.parsers import (
     BaseParser,
+    DeepSeekR1Parser,
+    GPTOSSParser,
+    Llama3XToolCallParser,
+    MistralToolCallParser,
+    NaiveJSONToolCallParser,
+    Qwen3_5Parser,
+    Qwen3Parser,
+    Qwen3ThinkingParser,
 )
+
+PARSERS: list[type[BaseParser]] = [
+    NaiveJSONToolCallParser,
+    Llama3XToolCallParser,
+    MistralToolCallParser,
+    GPTOSSParser,
+    Qwen3Parser,
+    Qwen3ThinkingParser,
+    Qwen3_5Parser,
+    DeepSeekR1Parser,
+]
 
 HI = [ChatMessage.user("Hi")]
 CALL = '<tool_call>{"name": "f", "arguments": {"a": 1}}</tool_call>'
