@@ -38,8 +38,8 @@ _OPENING = re.compile(r"(?<!\\)(\\*)\{\{(?:[ \t]*([A-Za-z_]\w*)[ \t]*\}\})?")
 def fill(template: str, /, **variables: Value) -> str:
     """The template with `{{ name }}` replaced by the variable of that name, each as often as it occurs.
 
-    Raises PromptError if the template uses a variable that isn't given, if one is given that it doesn't use, and if
-    `{{` begins no variable: write `\\{{` where the braces themselves are meant.
+    Raises PromptError if the template uses a variable that isn't given or is None, if one is given that it doesn't use,
+    and if `{{` begins no variable: write `\\{{` where the braces themselves are meant.
     """
     return _fill(template, variables, "The template")
 
@@ -53,7 +53,7 @@ def load_prompt(path: str | os.PathLike[str], /, **variables: Value) -> str:
 
 
 def _fill(template: str, variables: Mapping[str, Value], where: str) -> str:
-    _check_names(_names_in(template, where), variables, where)
+    _check_variables(_names_in(template, where), variables, where)
     return _replaced(template, variables)
 
 
@@ -72,13 +72,16 @@ def _names_in(template: str, where: str) -> set[str]:
     return names
 
 
-def _check_names(used: set[str], variables: Mapping[str, Value], where: str) -> None:
+def _check_variables(used: set[str], variables: Mapping[str, object], where: str) -> None:
     for name in sorted(used - variables.keys()):
         raise PromptError(
             f"{where} uses the variable {name!r}, which isn't given: pass {name}=. Given: {_listed(variables)}."
         )
     for name in sorted(variables.keys() - used):
         raise PromptError(f"{where} doesn't use the variable {name!r}: leave it out. It uses: {_listed(used)}.")
+    for name, value in variables.items():
+        if value is None:  # a value that is missing; the prompt would say "None"
+            raise PromptError(f"{where} uses the variable {name!r}, which is None: pass a text or a number, or ''.")
 
 
 def _listed(names: Iterable[str]) -> str:
@@ -302,7 +305,7 @@ def _fill_all(data: Any, variables: Mapping[str, Value], where: str) -> Any:
     """The data with all texts in it filled; a variable must be used in one of them."""
     used: set[str] = set()
     _mapped(data, lambda text: used.update(_names_in(text, where)))
-    _check_names(used, variables, where)
+    _check_variables(used, variables, where)
     return _mapped(data, lambda text: _replaced(text, variables))
 
 

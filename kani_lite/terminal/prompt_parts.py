@@ -18,6 +18,7 @@ from .prompt_source import PromptSource
 
 _MARK = "kaniMark{}Ends"  # no template has a reason to change a word
 _SEPARATORS = ((", ", ": "), (",", ":"))
+_CONTEXT = 30  # characters of the prompt that an error shows
 
 
 @dataclass(frozen=True)
@@ -58,23 +59,47 @@ def analyse(
     source: PromptSource, messages: list[ChatMessage], functions: list[AIFunction], add_generation_prompt: bool
 ) -> Prompt:
     """The prompt, its pieces in order, and what each message adds. Raises PromptError if it can't be written."""
-    text = source.render(messages, functions, add_generation_prompt)
-    prefixes = [_try(source, messages[:k], functions) for k in range(1, len(messages) + 1)]
+    text = _rendered(source, messages, functions, add_generation_prompt)
+    ends: list[int | None] = []
+    after: list[int | None] = []
+    for number, message in enumerate(messages, 1):  # one prompt after the other: together they may take gigabytes
+        prefix = _try(source, messages[:number], functions)
+        ends.append(len(prefix) if prefix is not None and text.startswith(prefix) else None)
+        after.append(None if prefix is None or _held_back(message, prefix) else source.count(prefix))
+    counts = Counts(after, _count_of_tools(source, messages, functions, after[-1]), source.count(text))
     spans = _Spans(text, messages, _contents(source, messages, functions, add_generation_prompt, text))
-    after = [
-        None if prefix is None or _held_back(message, prefix) else source.count(prefix)
-        for message, prefix in zip(messages, prefixes, strict=True)
-    ]
-    without = _try(source, messages, []) if functions else prefixes[-1]
-    tools = None if without is None or after[-1] is None else after[-1] - source.count(without)
-    return Prompt(text, list(spans.pieces(prefixes)), Counts(after, tools, source.count(text)))
+    return Prompt(text, list(spans.pieces(ends)), counts)
+
+
+def _rendered(
+    source: PromptSource, messages: Sequence[ChatMessage], functions: Sequence[AIFunction], add_generation_prompt: bool
+) -> str:
+    text = source.render(messages, functions, add_generation_prompt)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        before = text[max(error.start - _CONTEXT, 0) : error.start]
+        raise PromptError(
+            f"The prompt has {text[error.start]!a} after {before!r}. That is a lone surrogate, half of a character, "
+            "which has no tokens: take it out of the chat or the tools, or write both halves."
+        ) from None
+    return text
 
 
 def _try(source: PromptSource, messages: Sequence[ChatMessage], functions: Sequence[AIFunction]) -> str | None:
     try:
-        return source.render(messages, functions, False)
+        return _rendered(source, messages, functions, False)
     except PromptError:
         return None
+
+
+def _count_of_tools(
+    source: PromptSource, messages: list[ChatMessage], functions: list[AIFunction], with_tools: int | None
+) -> int | None:
+    if with_tools is None or not functions:
+        return None if with_tools is None else 0
+    without = _try(source, messages, [])
+    return None if without is None else with_tools - source.count(without)
 
 
 def _held_back(message: ChatMessage, prefix: str) -> bool:
@@ -130,12 +155,12 @@ class _Spans:
         self._messages = messages
         self._contents = contents
 
-    def pieces(self, prefixes: list[str | None]) -> Iterator[Piece]:
-        """All of the text. A message ends where the prompt up to it ends; where that isn't how the whole prompt begins,
-        with the last of its contents."""
+    def pieces(self, ends: list[int | None]) -> Iterator[Piece]:
+        """All of the text. A message ends where the prompt up to it ends, as `ends` says; where that isn't how the
+        whole prompt begins (None), with the last of its contents."""
         start = 0
-        for i, prefix in enumerate(prefixes):
-            end = self._end(i, prefix, start)
+        for i, prefix_end in enumerate(ends):
+            end = self._end(i, prefix_end, start)
             for first, last in self._contents_of(i, start, len(self._text) if end is None else end):
                 yield from self._piece(start, first, i, False)
                 yield from self._piece(first, last, i, True)
@@ -145,11 +170,11 @@ class _Spans:
                 start = end
         yield from self._piece(start, len(self._text), None, False)
 
-    def _end(self, i: int, prefix: str | None, start: int) -> int | None:
-        if prefix is None or len(prefix) < start or not self._text.startswith(prefix):
+    def _end(self, i: int, end: int | None, start: int) -> int | None:
+        if end is None or end < start:
             return None
         # a template may hold a system text back until the user has spoken
-        return None if i in self._contents and self._contents[i][1] > len(prefix) else len(prefix)
+        return None if i in self._contents and self._contents[i][1] > end else end
 
     def _piece(self, start: int, end: int, message: int | None, content: bool) -> Iterator[Piece]:
         if start < end:

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from kani_lite.exceptions import EngineError, MissingModelDependencies
+from kani_lite.exceptions import EngineError, MissingModelDependencies, PromptError
 from kani_lite.functions import AIFunction
 from kani_lite.messages import ChatMessage
 
 from .loading import ModelChoice, check_model
+from .prompt_count import token_counter
 
 EMBEDDED = "nano"
 _ENDS = {
@@ -47,14 +48,20 @@ def find_source(name: str) -> PromptSource:
     """The source that the user named: `nano`, a named format, a path that ends in .jinja, a folder or a hub model.
 
     Only a tokenizer is loaded, never weights. Raises EngineError if there is no such thing or it has no chat template,
-    PromptError if the .jinja file can't be read.
+    PromptError if the .jinja file can't be read, or the name is that of a format without a template.
     """
+    from kani_lite.prompts.formats import FORMATS
     from kani_lite.prompts.templates import named_template, template_names
 
     if name.endswith(".jinja"):
         return _template_source(Path(name).expanduser())
     if name in template_names():
         return _template_source(named_template(name), *_ENDS.get(name, ("", "")))
+    if name in FORMATS and not Path(name).is_dir():  # else it would be looked for on the hub
+        raise PromptError(
+            f"{name!r} says how replies are read, and no template belongs to it: name a model, a .jinja file, or a "
+            f"format that has a template: {', '.join(template_names())}."
+        )
     try:
         return _model_source(name)
     except MissingModelDependencies:
@@ -81,10 +88,7 @@ def _model_source(name: str) -> PromptSource:
     if not tokenizer.chat_template:
         raise EngineError(f"The tokenizer of {name!r} has no chat template: name a format, or a .jinja file.")
 
-    def count(text: str) -> int:
-        return len(tokenizer.encode(text, add_special_tokens=False))
-
-    return PromptSource(ChatTemplatePromptPipeline(tokenizer), count, "tokens")
+    return PromptSource(ChatTemplatePromptPipeline(tokenizer), token_counter(tokenizer), "tokens")
 
 
 def _load_tokenizer(name: str) -> Any:

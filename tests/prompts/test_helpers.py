@@ -52,6 +52,11 @@ def test_escapes() -> None:
             "The template doesn't use the variable 'c': leave it out. It uses: a, b.",
         ),
         (
+            "{{ a }}{{ b }}",
+            {"a": 1, "b": None},
+            "The template uses the variable 'b', which is None: pass a text or a number, or ''.",
+        ),
+        (
             "one\n{{ a.b }}",
             {"a": 1},
             r"The template has braces in line 2 that are no variable: write {{ name }}, or \{{ where the braces "
@@ -136,6 +141,14 @@ def test_files_that_are_no_prompt(tmp_path: Path, content: bytes | None, message
     for load in (load_prompt, Persona.load):
         with pytest.raises(PromptError, match=f"^{re.escape(expected)}$"):
             load(path)
+
+
+@pytest.mark.parametrize("name", ["a.md", "a.json"])
+def test_none_is_no_value_for_a_file(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path / name, '{"system_prompt": "Cook for {{ who }}."}')
+    missing: Any = None
+    with pytest.raises(PromptError, match=r"uses the variable 'who', which is None: pass a text or a number, or ''\.$"):
+        Persona.load(path, who=missing)
 
 
 def test_a_folder_is_no_prompt_and_the_largest_file_is_one(tmp_path: Path) -> None:

@@ -7,15 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from kani_lite.engines.nano import WEIGHTS
 from kani_lite.exceptions import EngineError, PromptError
 from kani_lite.messages import ChatMessage, ChatRole, ReasoningPart, ToolCall
 from kani_lite.saving import SavedKani, save
 from kani_lite.terminal import cli, prompt_input, prompt_source
-from kani_lite.terminal.prompt_parts import Counts, Piece, analyse
 from kani_lite.terminal.prompt_source import PromptSource, find_source
 from kani_lite.terminal.prompt_view import visible
 
@@ -195,6 +192,38 @@ def test_invisible_characters_are_shown() -> None:
     assert visible(text) == shown
 
 
+def test_what_a_template_refuses_or_takes_back_is_not_counted(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forgetful(messages: list[ChatMessage], tools: bool) -> str:
+        if len(messages) == 1 or not tools:
+            raise PromptError("No.")
+        kept = [m for m in messages if m.role is not ChatRole.ASSISTANT or m is messages[-1]]
+        return "".join(f"[{m.role.value} {m.text}]" for m in kept)
+
+    source = PromptSource(lambda messages, tools, _: forgetful(list(messages), bool(tools)), len, "characters")
+    monkeypatch.setattr(prompt_source, "find_source", lambda name: source)
+    chat = [{"role": role, "content": role[0]} for role in ("system", "user", "assistant", "user")]
+    assert run("any", write(tmp_path / "chat.json", {"messages": chat, "tools": TOOLS})) == (
+        0,
+        "[system s][user u][user u]",
+        "#  role       characters  sum  text\n"
+        "   (tools)             -    -  roll_dice, current_time\n"
+        "0  system              -    -  s\n"
+        "1  user                -   18  u\n"
+        "2  assistant          13   31  a\n"
+        "3  user                -   26  u\n"
+        "26 characters (a format has no tokenizer: name a model to count tokens).\n",
+    )
+
+
+def test_a_prompt_that_cannot_be_written_is_one_line(tmp_path: Path, run: Run) -> None:
+    template = write(tmp_path / "a.jinja", "{{ raise_exception('no\x1b[1m') }}")
+    status, out, err = run(template, write(tmp_path / "chat.json", HI))
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert "no\\x1b[1m" in err
+
+
 # ==== what is read ====
 
 CHAT = [
@@ -315,6 +344,28 @@ def test_files_that_cannot_be_read(tmp_path: Path, run: Run, monkeypatch: pytest
     assert run("nano", "x") == (2, "", "kani-lite: The file 'x' has more than 4 bytes.\n")
 
 
+@pytest.mark.parametrize("source", ["nano", "chatml"])
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"role": "user", "content": "half \ud83e!"},
+        {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": r'{"x": "half \ud83e"}'}}]},
+    ],
+)
+def test_half_a_character_is_one_line(tmp_path: Path, run: Run, source: str, message: dict[str, Any]) -> None:
+    status, out, err = run(source, write(tmp_path / "chat.json", [{"role": "user", "content": "hi"}, message]))
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("kani-lite: The prompt has '\\ud83e' after ")
+    assert "half '. That is a lone surrogate, half of a character, which has no tokens: take it out" in err
+
+
+def test_half_a_character_in_a_saved_chat(tmp_path: Path, run: Run) -> None:
+    saved = {"version": 1, "always_included_messages": [], "chat_history": [{"role": "user", "content": "a\ud83e"}]}
+    status, out, err = run("nano", write(tmp_path / "chat.json", saved))
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert "is not a saved chat, or is damaged" in err
+
+
 # ==== where the prompt comes from ====
 
 
@@ -327,6 +378,11 @@ def test_files_that_cannot_be_read(tmp_path: Path, run: Run, monkeypatch: pytest
         (
             "lama2",
             "There is no model 'lama2'. Nor is it a named format: alpaca, chatml, ",
+        ),
+        (
+            "hermes",
+            "'hermes' says how replies are read, and no template belongs to it: name a model, a .jinja file, or a "
+            "format that has a template: alpaca, chatml, gemma, llama2, ",
         ),
         ("no.jinja", "The chat template 'no.jinja' can't be read: "),
         ("bad.jinja", "The chat template refuses these messages (user"),
@@ -349,6 +405,23 @@ def test_no_such_source(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatc
     status, out, err = run(name, write(tmp_path / "chat.json", HI))
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert err.startswith(f"kani-lite: {message}")
+
+
+@pytest.mark.parametrize("name", ["chatml", "gemma", "llama2", "llama3", "mistral"])
+def test_formats_with_a_template(tmp_path: Path, run: Run, name: str) -> None:
+    from kani_lite.prompts import get_format
+
+    status, out, _ = run(name, write(tmp_path / "chat.json", HI[:1]))
+    assert (status, get_format(name).name) == (0, name)
+    assert HI[0]["content"] in out
+
+
+def test_a_folder_may_have_the_name_of_a_format(tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "hermes").mkdir()
+    for file in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        (tmp_path / "hermes" / file).write_bytes((WEIGHTS / file).read_bytes())
+    monkeypatch.chdir(tmp_path)
+    assert run("hermes", write(tmp_path / "chat.json", HI))[0] == 0
 
 
 def test_missing_packages_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, run: Run) -> None:
@@ -387,133 +460,6 @@ def test_a_folder_needs_no_weights_and_a_model_is_fetched(tmp_path: Path, monkey
         "some/model",
         loading.Source("some/model", False, {}),
     ]
-
-
-# ==== which part comes of which message ====
-
-
-Write = Callable[[list[ChatMessage], bool], str]
-
-
-def source_of(write: Write) -> PromptSource:
-    """A source that writes these messages, with tools or without."""
-    return PromptSource(lambda messages, functions, _: write(list(messages), bool(functions)), len, "characters")
-
-
-def plain(messages: list[ChatMessage], tools: bool = False) -> str:
-    return "".join(f"[{m.role.value} {m.text}]" for m in messages)
-
-
-def contents(write: Write, *texts: str) -> list[str]:
-    """What is found of user messages with these texts."""
-    prompt = analyse(source_of(write), [ChatMessage.user(text) for text in texts], [], True)
-    assert "".join(piece.text for piece in prompt.pieces) == prompt.text
-    return [piece.text for piece in prompt.pieces if piece.content]
-
-
-def test_a_system_text_that_is_written_with_the_question() -> None:
-    def held_back(messages: list[ChatMessage], tools: bool) -> str:
-        system, *others = (m.text for m in messages)
-        return "".join(f"[{'' if i else system}|{text}]" for i, text in enumerate(others))
-
-    messages = [ChatMessage.system("s"), ChatMessage.user("u"), ChatMessage.assistant("a")]
-    prompt = analyse(source_of(held_back), messages, [], True)
-    assert prompt.counts == Counts([None, 5, 9], 0, 9)
-    assert prompt.pieces == [
-        Piece("[", 0, False),
-        Piece("s", 0, True),
-        Piece("|", 1, False),
-        Piece("u", 1, True),
-        Piece("]", 1, False),
-        Piece("[|", 2, False),
-        Piece("a", 2, True),
-        Piece("]", 2, False),
-    ]
-
-
-def test_what_a_template_refuses_or_takes_back_is_not_counted(
-    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def forgetful(messages: list[ChatMessage], tools: bool) -> str:
-        if len(messages) == 1 or not tools:
-            raise PromptError("No.")
-        return plain([m for m in messages if m.role is not ChatRole.ASSISTANT or m is messages[-1]])
-
-    monkeypatch.setattr(prompt_source, "find_source", lambda name: source_of(forgetful))
-    chat = [{"role": role, "content": role[0]} for role in ("system", "user", "assistant", "user")]
-    assert run("any", write(tmp_path / "chat.json", {"messages": chat, "tools": TOOLS})) == (
-        0,
-        "[system s][user u][user u]",
-        "#  role       characters  sum  text\n"
-        "   (tools)             -    -  roll_dice, current_time\n"
-        "0  system              -    -  s\n"
-        "1  user                -   18  u\n"
-        "2  assistant          13   31  a\n"
-        "3  user                -   26  u\n"
-        "26 characters (a format has no tokenizer: name a model to count tokens).\n",
-    )
-
-
-def test_a_prompt_that_cannot_be_written_is_one_line(tmp_path: Path, run: Run) -> None:
-    template = write(tmp_path / "a.jinja", "{{ raise_exception('no\x1b[1m') }}")
-    status, out, err = run(template, write(tmp_path / "chat.json", HI))
-    assert (status, out, err.count("\n")) == (2, "", 1)
-    assert "no\\x1b[1m" in err
-
-
-def test_texts_are_found_as_templates_write_them() -> None:
-    assert contents(plain, "user", " a ") == ["user", " a "]
-    assert contents(lambda messages, _: "".join(f"[user {(m.text or '').strip()}]" for m in messages), "r", " a ") == [
-        "r",
-        "a",
-    ]
-    assert contents(lambda messages, _: json.dumps([m.text for m in messages]), "\n", "ü\n") == ["\\n", "\\u00fc\\n"]
-    assert contents(plain, "", " ") == [" "]
-
-
-def test_a_text_is_not_taken_for_markup() -> None:
-    prompt = analyse(source_of(plain), [ChatMessage.user("user")], [], True)
-    assert prompt.pieces == [Piece("[user ", 0, False), Piece("user", 0, True), Piece("]", 0, False)]
-
-
-def test_where_texts_are_treated_by_what_they_say_they_are_searched_for() -> None:
-    def refuses(messages: list[ChatMessage], tools: bool) -> str:
-        if any("Mark" in (m.text or "") for m in messages):
-            raise PromptError("No.")
-        return plain(messages)
-
-    assert contents(refuses, "user", "b") == ["user", "b"]
-    short_only = contents(lambda messages, _: plain([m for m in messages if len(m.text or "") < 5]), "ab", "cd")
-    assert short_only == ["ab", "cd"]
-    assert contents(lambda messages, _: "".join((m.text or "").upper() for m in messages), "ab") == []
-    longer = contents(lambda messages, _: plain(messages) + ("!" if len(messages[0].text or "") < 5 else ""), "ab")
-    assert longer == ["ab"]
-
-
-def test_texts_out_of_order_are_found_as_far_as_possible() -> None:
-    assert contents(lambda messages, _: plain(messages[::-1]), "ab", "cd") == ["ab"]
-    repeated = contents(lambda messages, _: plain(messages * 2 if len(messages) == 1 else messages), "ab", "ab")
-    assert repeated == ["ab"]
-    last_only = contents(lambda messages, _: plain(messages[-1:]), "ab", "cd")
-    assert last_only == ["cd"]
-
-
-def test_thoughts_and_calls_are_found() -> None:
-    calls = [ToolCall.from_function("f", x=1, y="ü"), ToolCall.from_function("g"), ToolCall.from_function("hidden")]
-    calls[1].function.arguments = "broken"
-    message = ChatMessage.assistant([ReasoningPart(content="why"), "so"], tool_calls=calls)
-
-    def compact(messages: list[ChatMessage], tools: bool) -> str:
-        return '<why>so(f {"x":1,"y":"ü"})(g broken)' * len(messages)
-
-    prompt = analyse(source_of(compact), [message], [], True)
-    found = [piece.text for piece in prompt.pieces if piece.content]
-    assert found == ["why", "so", "f", '{"x":1,"y":"ü"}', "g", "broken"]
-
-
-@given(st.lists(st.sampled_from(["", " ", "a", "user", "[", "]]", "ab", " b\n"]), min_size=1, max_size=6))
-def test_the_pieces_make_the_prompt(texts: list[str]) -> None:
-    assert contents(plain, *texts) == [text for text in texts if text]
 
 
 def test_named_formats_begin_and_end_with_their_tokens() -> None:
