@@ -4,7 +4,7 @@ BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 MODEL ?=
 .DEFAULT_GOAL := help
-.PHONY: help chat test lint types bench fuzz docs train clean
+.PHONY: help chat test lint types bench fuzz soak docs train clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,9 +45,13 @@ bench: $(VENV)/.dev ## run the benchmarks
 	@$(PIP) -r benchmarks/requirements.txt
 	$(BIN)/python benchmarks/trim.py
 	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/runtime.py
 
 fuzz: $(VENV)/.dev ## a million random replies through the parsers of all formats (minutes)
 	$(BIN)/python tests/support/fuzz.py
+
+soak: $(VENV)/.dev ## 1,000 chats of 10 rounds on one engine, with cancels, errors and disconnects (minutes)
+	$(BIN)/python -m tests.support.soak
 
 docs: $(VENV)/.dev ## run every code block of the docs
 	$(BIN)/pytest -q tests/test_docs.py

@@ -43,6 +43,11 @@ class RuntimeEngine(TextGenerationEngine):
         """Which implementation of attention runs, and why not a faster one."""
         return self._running_generator().runner.attention
 
+    @property
+    def busy(self) -> bool:
+        """Whether the model is at work or has been asked to be."""
+        return self._worker.busy
+
     def _running_generator(self) -> Generator:
         if self._generator is None:
             raise EngineError(CLOSED)

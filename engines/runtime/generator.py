@@ -15,6 +15,7 @@ from .attention import AbandonedError, Part
 from .cache import CacheManager
 from .kinds import CacheKind
 from .kv import CacheFullError
+from .linear import pack_linears
 from .request import Request, Running
 from .runner import make_runner
 from .scheduler import Scheduler
@@ -28,13 +29,15 @@ class RuntimeOptions:
     `cache`: the kind of memory for keys and values (see docs/runtime.md). `memory`: bytes for all of them, those of
     running requests and those kept for later prompts; None takes a quarter of what is free. `max_cached_prompts`: how
     many ended requests are kept at most; None is as many as fit. `max_batch`: requests in one forward pass.
-    `chunk`: tokens of prompts in one forward pass.
+    `pack_weights`: on a CPU, lay the weights out as its kernels read them. `chunk`: tokens of prompts in one forward
+    pass.
     """
 
     cache: str = "bmc"
     memory: int | None = None
     max_cached_prompts: int | None = None
     max_batch: int = 64
+    pack_weights: bool = True
     chunk: int = 512
 
 
@@ -49,6 +52,8 @@ class Generator:
         self, model: Any, decode: Decode, ends: Sequence[int], context: int, options: RuntimeOptions | None = None
     ) -> None:
         options = options or RuntimeOptions()
+        if options.pack_weights:
+            pack_linears(model)
         kind = CacheKind.named(options.cache, model, context, options.memory)
         self.runner = make_runner(model, kind.new_layer)
         self.cache = CacheManager(options.max_cached_prompts)

@@ -242,6 +242,10 @@ class Worker:
     def closed(self) -> bool:
         return self._state.closed.is_set()
 
+    @property
+    def busy(self) -> bool:
+        return self._state.busy or not self._state.inbox.empty()
+
     def submit(self, job: Job) -> None:
         """Raises EngineError if the worker is closed."""
         if self._state.closed.is_set():

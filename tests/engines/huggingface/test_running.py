@@ -22,7 +22,7 @@ HELLO = [ChatMessage.user("hello there")]
 
 async def idle(engine: HuggingEngine) -> None:
     with anyio.fail_after(5):
-        while engine._worker._state.busy:  # noqa: ASYNC110  # the thread tells nobody
+        while engine.busy:  # noqa: ASYNC110  # the thread tells nobody
             await anyio.sleep(0.002)
 
 
