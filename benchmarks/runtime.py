@@ -1,6 +1,6 @@
 """What the local runtime costs and saves, beside kani's engine, `model.generate` and bare forward passes.
 
-    python benchmarks/runtime.py [--only later,tools,overflow,decode,together,cancel,loop] [--repeat 3]
+    python benchmarks/runtime.py [--only later,tools,overflow,decode,together,batching,cancel,loop] [--repeat 3]
 
 Random Llamas are made under build/benchmarks, once. Every figure and its peer come from one run; medians. The peers get
 the same weights and the same prompts, and as many tokens to write.
@@ -88,21 +88,24 @@ def long_chat(tokens: int, engine: HuggingEngine) -> list[ChatMessage]:
 
 
 async def later_round(repeat: int) -> None:
-    """The first token of a round with 4,000 tokens of history and 40 new ones."""
+    """A chat of 4,000 tokens goes on: the time of a round with 40 new tokens that ends with its first token."""
     folder = random_llama(FOLDER, "55M")
     engine, peer = HuggingEngine(folder, temperature=0, max_tokens=1), kani_engine(folder, max_new_tokens=1)
     chat = long_chat(4000, engine)
     ours, theirs, floor = [], [], []
-    await engine.predict(chat[:-1])
+    await engine.predict(chat)
     for i in range(repeat):
-        asked = [*chat, ChatMessage.user(words(30, i))]
-        ours.append((await engine.predict([*asked])).first_token_seconds)
+        chat.append(ChatMessage.user(words(13, i)))
         begun = time.perf_counter()
-        await peer.predict(kani_messages(asked))
+        reply = await engine.predict(chat)
+        ours.append(time.perf_counter() - begun)
+        begun = time.perf_counter()
+        await peer.predict(kani_messages(chat))
         theirs.append(time.perf_counter() - begun)
-        floor.append(bare_prefill(engine, asked, 40))
+        floor.append(bare_prefill(engine, chat, reply.prompt_tokens - reply.cached_tokens))
+        chat.append(reply.message)
     row("first token of a later round, 4,000 + 40 tokens", median(ours), median(theirs), "kani", "20")
-    row("the same", median(ours), median(floor), "bare prefill of 40 tokens", "at most 1.3")
+    row("the same", median(ours), median(floor), "bare prefill of the new tokens", "at most 1.3")
     await engine.close()
 
 
@@ -231,6 +234,34 @@ async def together(repeat: int) -> None:
         await engine.close()
 
 
+async def batching(repeat: int) -> None:
+    """8 requests that share 256 of their 272 tokens, 16 new ones each, beside transformers' continuous batching, whose
+    start is counted only once, and a static batch."""
+    from transformers import AutoModelForCausalLM, GenerationConfig
+
+    folder = random_llama(FOLDER, "55M")
+    engine = HuggingEngine(folder, temperature=0, ignore_eos=True, max_tokens=16, max_cached_prompts=0)
+    peer = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
+    config = GenerationConfig(max_new_tokens=16, min_new_tokens=16, do_sample=False, eos_token_id=-1, pad_token_id=0)
+    ours, theirs, static = [], [], []
+    for i in range(repeat):
+        shared = engine.encode(words(400, i))[:256]
+        prompts = [shared + engine.encode(words(40, i + j))[:16] for j in range(8)]
+        begun = time.perf_counter()
+        await engine.generate_batch(prompts)
+        ours.append(time.perf_counter() - begun)
+        begun = time.perf_counter()
+        await anyio.to_thread.run_sync(lambda: peer.generate_batch(prompts, config, progress_bar=False))  # noqa: B023
+        theirs.append(time.perf_counter() - begun)
+        tensor = torch.tensor(prompts)
+        begun = time.perf_counter()
+        peer.generate(tensor, attention_mask=torch.ones_like(tensor), generation_config=config)
+        static.append(time.perf_counter() - begun)
+    row("8 requests that share 256 of 272 tokens", median(ours), median(theirs), "transformers' generate_batch", "")
+    row("the same", median(ours), median(static), "a static batch", "")
+    await engine.close()
+
+
 async def cancel(repeat: int) -> None:
     """From a cancel to a model that is free for the next request, beside a decode step."""
     engine = HuggingEngine(random_llama(FOLDER, "430M"), temperature=0, ignore_eos=True)
@@ -288,6 +319,7 @@ PARTS: dict[str, Callable[[int], Any]] = {
     "overflow": lambda repeat: overflow(20),
     "decode": decode,
     "together": together,
+    "batching": batching,
     "cancel": cancel,
     "loop": loop_gap,
 }

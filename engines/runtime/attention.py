@@ -36,10 +36,12 @@ class AbandonedError(Exception):
 
 @dataclass
 class Packed:
-    """The sequences of one forward pass, in their order in the row. `stopped` is asked in each layer."""
+    """The sequences of one forward pass, in their order in the row. `stopped` is asked in each layer, and `windows`
+    notes the sliding window that each layer wants."""
 
     parts: Sequence[Part]
     stopped: Callable[[], bool]
+    windows: dict[int, int | None] = field(default_factory=dict)
     masks: dict[tuple[int, int, int], torch.Tensor] = field(default_factory=dict)
 
     def mask(self, rows: int, start: int, end: int, window: int | None, group: int, like: torch.Tensor) -> torch.Tensor:
@@ -75,6 +77,7 @@ def packed_attention(
     if packed.stopped():
         raise AbandonedError
     index: Any = module.layer_idx
+    packed.windows[index] = sliding_window
     out = query.new_empty(1, query.shape[2], query.shape[1], value.shape[3])
     at = 0
     for part in packed.parts:

@@ -55,7 +55,7 @@ class Generator:
         if options.pack_weights:
             pack_linears(model)
         kind = CacheKind.named(options.cache, model, context, options.memory)
-        self.runner = make_runner(model, kind.new_layer)
+        self.runner = make_runner(model, kind.new_layer, context)
         self.cache = CacheManager(options.max_cached_prompts)
         self._model, self._decode, self._ends, self._context = model, decode, frozenset(ends), context
         self._scheduler = Scheduler(self.runner, self.cache, kind, options.max_batch, options.chunk)
