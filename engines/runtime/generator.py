@@ -21,6 +21,8 @@ from .runner import make_runner
 from .scheduler import Scheduler
 from .text import Decode
 
+_WITHOUT_PACKING = ("bmc", "dynamic")  # the default, and what transformers' own cache is
+
 
 @dataclass(frozen=True)
 class RuntimeOptions:
@@ -56,9 +58,14 @@ class Generator:
             pack_linears(model)
         kind = CacheKind.named(options.cache, model, context, options.memory)
         self.runner = make_runner(model, kind.new_layer, context)
+        if not self.runner.batches and options.cache not in _WITHOUT_PACKING:
+            raise EngineError(
+                f"cache={options.cache!r} needs sequences that are packed, and this model runs with "
+                f"{self.runner.attention}: leave cache= out."
+            )
         self.cache = CacheManager(options.max_cached_prompts)
         self._model, self._decode, self._ends, self._context = model, decode, frozenset(ends), context
-        self._scheduler = Scheduler(self.runner, self.cache, kind, options.max_batch, options.chunk)
+        self._scheduler = Scheduler(self.runner, self.cache, kind, context, options.max_batch, options.chunk)
 
     @property
     def busy(self) -> bool:
@@ -67,13 +74,13 @@ class Generator:
     def add(self, request: Request) -> None:
         """Lets a request wait for its turn. What is wrong with it goes to its sink."""
         params = request.params
-        room = min(self._context, self._scheduler.room) - len(request.prompt)
+        room = min(self._context, self._scheduler.longest) - len(request.prompt)
         if room < 1:
             needed = (len(request.prompt) + 1) * self.runner.token_bytes
             return request.sink.fail(
                 EngineError(
                     f"A prompt of {len(request.prompt)} tokens needs {needed:,} bytes for its keys and values, and "
-                    f"there is room for {self._scheduler.room} tokens: give the engine a larger kv_cache_memory_gb."
+                    f"there is room for {self._scheduler.longest} tokens: give the engine a larger kv_cache_memory_gb."
                 )
             )
         limit = room if params.max_tokens is None else min(room, params.max_tokens)
@@ -124,7 +131,9 @@ class Generator:
     def _run_in_halves(self, planned: list[tuple[Running, int]]) -> None:
         middle = len(planned) // 2
         for half in (planned[:middle], planned[middle:]):
-            self._run([(one, size) for one, size in half if one in self._scheduler.running])
+            # a half may have put requests of the other back
+            if left := [(one, size) for one, size in half if one in self._scheduler.running]:
+                self._run(left)
 
     def _advance(self, planned: list[tuple[Running, int]], logits: list[torch.Tensor]) -> None:
         ready = []

@@ -27,8 +27,9 @@ class KVLayer(ABC):
 
     @abstractmethod
     def append(self, keys: torch.Tensor, values: torch.Tensor) -> Pair:
-        """Adds (1, kv_heads, new, head_dim) each and returns all that is held. The result is valid until the next
-        call of any method."""
+        """Adds (1, kv_heads, new, head_dim) each and returns all that is held: the whole sequence, or in a layer with a
+        sliding window at least the rows that the new ones see. Keys and values may differ in head_dim. The result is
+        valid until the next call of any method. Raises CacheFullError if a pool has no room left."""
 
     @abstractmethod
     def truncate(self, length: int) -> None:
@@ -45,7 +46,8 @@ class KVLayer(ABC):
     @property
     @abstractmethod
     def nbytes(self) -> int:
-        """Bytes that this layer takes."""
+        """Bytes that this layer takes. What it shares with others counts in part or in whole, but not less in sum than
+        it takes."""
 
     def free(self) -> None:
         """Nobody will use this layer again: gives back what it holds of a shared pool."""
@@ -127,11 +129,15 @@ class GrowingKV(KVLayer):
         self.length = min(self.length, length)
 
     def fork(self, length: int) -> KVLayer:
+        return self.part(0, length)
+
+    def part(self, start: int, end: int) -> GrowingKV:
+        """Another layer that has a copy of these rows."""
         new = GrowingKV(self._step, self._limit)
-        if length:
+        if start < end:
             assert self._keys is not None
             assert self._values is not None
-            new.append(self._keys[:, :, :length], self._values[:, :, :length])
+            new.append(self._keys[:, :, start:end], self._values[:, :, start:end])
         return new
 
     @property
@@ -177,7 +183,7 @@ class SequenceCache(ABC):
     @property
     @abstractmethod
     def nbytes(self) -> int:
-        """Bytes of keys and values, those of shared beginnings included."""
+        """Bytes of keys and values, those of shared beginnings included (see KVLayer)."""
 
 
 class LayeredCache(SequenceCache):

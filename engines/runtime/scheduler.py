@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Sequence
 
+import torch
+
 from .cache import CacheManager, Entry, common_prefix
 from .kinds import CacheKind
+from .kv import CacheFullError, SequenceCache
 from .request import Running
 from .runner import PlainCache, Runner
 
@@ -22,16 +26,16 @@ class Scheduler:
     is put back for lack of memory is the first to come again.
     """
 
-    def __init__(self, runner: Runner, cache: CacheManager, kind: CacheKind, most: int, chunk: int) -> None:
+    def __init__(
+        self, runner: Runner, cache: CacheManager, kind: CacheKind, context: int, most: int, chunk: int
+    ) -> None:
         self._runner, self._cache, self._kind = runner, cache, kind
+        self._room = kind.memory // runner.token_bytes
+        self.longest = bisect_right(range(context + 1), self._room, key=kind.rows) - 1
+        """The most tokens that one request alone has memory for, and the context allows."""
         self._most, self._chunk, self._chunk_beside = most, chunk, max(1, chunk // 4)
         self.waiting: deque[Running] = deque()
         self.running: list[Running] = []
-
-    @property
-    def room(self) -> int:
-        """Tokens that fit into the memory for keys and values, together."""
-        return self._kind.memory // self._runner.token_bytes
 
     def plan(self) -> list[tuple[Running, int]]:
         """(request, tokens) of the next pass; empty if there is nothing to do."""
@@ -63,15 +67,21 @@ class Scheduler:
             if self.running and not self._fits(one):
                 return None  # nobody overtakes: a large request would wait for ever
             del self.waiting[place]
-            cache = None
-            if not one.wants_prompt_logprobs:
-                cache = self._cache.take(one.tokens, [Entry(r.tokens, r.cache) for r in self.running if r.cache])
-            one.begin(cache or self._runner.new_cache())
+            one.begin(self._known(one) or self._runner.new_cache())
             self.running.append(one)
             while self._over() and self._cache.drop_oldest():
                 pass
             return one
         return None
+
+    def _known(self, one: Running) -> SequenceCache | None:
+        """What is known of its prompt, unless there is no memory for a copy of that."""
+        if one.wants_prompt_logprobs:
+            return None
+        try:
+            return self._cache.take(one.tokens, [Entry(r.tokens, r.cache) for r in self.running if r.cache])
+        except (CacheFullError, MemoryError, torch.OutOfMemoryError):
+            return None
 
     def _shares_with_one_that_reads(self, one: Running) -> bool:
         for other in self.running:
@@ -83,7 +93,7 @@ class Scheduler:
         return False
 
     def _fits(self, one: Running) -> bool:
-        return sum(self._kind.rows(len(r.tokens) + 1) for r in [*self.running, one]) <= self.room
+        return sum(self._kind.rows(len(r.tokens) + 1) for r in [*self.running, one]) <= self._room
 
     def _over(self) -> bool:
         """Whether what is held, and what the running requests are about to add, is beyond the bound."""
