@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .huggingface import HuggingEngine
     from .huggingface.llama import LlamaEngine
     from .nano import NanoEngine
+    from .pace import GeneratorOutput, KVCacheType, LLMModel, SamplingConfig
     from .sampling import SamplingParams
     from .wrapper import WrapperEngine
 
@@ -18,9 +19,13 @@ _MODULES = {
     "BaseCompletion": "base",
     "BaseEngine": "base",
     "Completion": "base",
+    "GeneratorOutput": "pace",
     "HuggingEngine": "huggingface",
+    "KVCacheType": "pace",
+    "LLMModel": "pace",
     "LlamaEngine": "huggingface.llama",
     "NanoEngine": "nano",
+    "SamplingConfig": "pace",
     "SamplingParams": "sampling",
     "WrapperEngine": "wrapper",
 }
@@ -29,9 +34,13 @@ __all__ = [
     "BaseCompletion",
     "BaseEngine",
     "Completion",
+    "GeneratorOutput",
     "HuggingEngine",
+    "KVCacheType",
+    "LLMModel",
     "LlamaEngine",
     "NanoEngine",
+    "SamplingConfig",
     "SamplingParams",
     "WrapperEngine",
 ]

@@ -6,6 +6,8 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+_GREEDY_BELOW = 1e-5  # dividing by less overflows; vLLM and PACE have the same bound
+
 # names that transformers (and so programs written for kani) use, and ours
 _ALIASES = {
     "max_new_tokens": "max_tokens",
@@ -27,7 +29,7 @@ class SamplingParams(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     temperature: float = Field(default=1.0, ge=0.0, allow_inf_nan=False)
-    """Divides the logits; 0 takes the most likely token each time."""
+    """Divides the logits; 0, and anything below 1e-5, takes the most likely token each time."""
     top_p: float = Field(default=1.0, gt=0.0, le=1.0)
     """Keeps the most likely tokens that together have this probability."""
     top_k: int | None = None
@@ -49,7 +51,7 @@ class SamplingParams(BaseModel):
     """Taken from a token's logit once it is in the reply."""
     logit_bias: dict[int, float] = Field(default_factory=dict)
     """Added to the logits of these token ids."""
-    seed: int | None = None
+    seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     """The same seed gives the same reply on the same machine, whatever else runs beside it."""
     stop: list[str] = Field(default_factory=list)
     """The reply ends before any of these texts. One text alone is accepted."""
@@ -58,7 +60,8 @@ class SamplingParams(BaseModel):
     eos_token_ids: list[int] | None = None
     """The ids that end a reply, in place of the model's own. One id alone is accepted."""
     logprobs: int | None = Field(default=None, ge=0)
-    """Says the log probability of each token of the reply, and of so many of the likeliest tokens in its place."""
+    """Says the log probability of each token of the reply, and of so many of the likeliest tokens in its place. A
+    number of at least the vocabulary's size gives all, kept as a tensor."""
     prompt_logprobs: int | None = Field(default=None, ge=0)
     """The same for the prompt's tokens but the first, which nothing predicts. Nothing of the prompt is reused then."""
     n: int = Field(default=1, ge=1)
@@ -99,7 +102,7 @@ class SamplingParams(BaseModel):
     @property
     def greedy(self) -> bool:
         """Whether the most likely token is taken each time."""
-        return self.temperature == 0.0
+        return self.temperature < _GREEDY_BELOW
 
     def merged(self, other: SamplingParams | None) -> Self:
         """These values, with those that were explicitly set in `other`, and are not None, in their place. `top_k`

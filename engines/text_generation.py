@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import anyio
 
-from kani_lite.exceptions import EngineError
+from kani_lite.exceptions import EngineError, PromptError
 from kani_lite.messages import ChatMessage
 
 from .base import BaseEngine
@@ -25,7 +25,7 @@ class TokenLogprobs:
 
     token: int
     logprob: float
-    top: dict[int, float]
+    top: Mapping[int, float]
 
 
 @dataclass(frozen=True)
@@ -76,9 +76,34 @@ T = TypeVar("T")
 Prompt = str | Sequence[int] | Mapping[str, Any] | Any
 
 
+def one_prompt(prompt: Prompt) -> str | list[int]:
+    """A prompt as text, or as the ids of one sequence: of a list, a tensor (tokens,) or (1, tokens), or what a
+    tokenizer returns. Raises PromptError for several prompts and for anything else."""
+    if isinstance(prompt, str):
+        return prompt
+    if isinstance(prompt, Mapping):
+        if "input_ids" not in prompt:
+            raise PromptError(f"This prompt has no 'input_ids', only {sorted(map(str, prompt))}.")
+        prompt = prompt["input_ids"]
+    ids: Any = prompt.tolist() if hasattr(prompt, "tolist") else prompt
+    if not isinstance(ids, Sequence) or isinstance(ids, (str, bytes, bytearray)):
+        raise PromptError(f"A prompt is a text or token ids, not {type(prompt).__name__}: {prompt!r:.80}")
+    if len(ids) == 1 and isinstance(ids[0], Sequence):
+        ids = ids[0]
+    elif any(isinstance(part, Sequence) and not isinstance(part, str) for part in ids):
+        raise PromptError(f"{len(ids)} prompts are given as one: use generate_batch, or give one at a time.")
+    for token in ids:
+        if isinstance(token, bool) or not isinstance(token, int) or token < 0:
+            raise PromptError(f"A prompt's token ids are whole numbers from 0 on, not {token!r:.80}")
+    return list(ids)
+
+
 class TextGenerationEngine(BaseEngine):
     """An engine that also continues a bare text. A prompt is a text with its special tokens, token ids, a tensor of
     them, or what a tokenizer returns; it is run as it is, without a chat template."""
+
+    sampling: SamplingParams = SamplingParams()
+    """The engine's own values, over the model's."""
 
     @abstractmethod
     def generations(
@@ -93,13 +118,16 @@ class TextGenerationEngine(BaseEngine):
     async def generate(
         self, prompt: Prompt, sampling: SamplingParams | None = None, streamer: Any = None, **hyperparams: Any
     ) -> GeneratedText:
-        """Continues a prompt `n` times. Raises PromptTooLong, TypeError for an unknown hyperparameter, EngineError."""
+        """Continues a prompt `n` times. Raises PromptTooLong, PromptError for what is not one prompt, TypeError for an
+        unknown hyperparameter, EngineError."""
         params = (sampling or SamplingParams()).merged(SamplingParams.from_kwargs(**hyperparams))
-        if streamer is not None and params.n > 1:
-            raise EngineError(f"n={params.n} replies can't go to one streamer: leave out n or the streamer.")
+        all_values = self.sampling.merged(params)
+        count, seed = all_values.n, all_values.seed
+        if streamer is not None and count > 1:
+            raise EngineError(f"n={count} replies can't go to one streamer: leave out n or the streamer.")
         ids = self.token_ids(prompt)
-        seeds = [None if params.seed is None else params.seed + i for i in range(params.n)]
-        each = [params.model_copy(update={"n": 1}).merged(SamplingParams(seed=seed)) for seed in seeds]
+        seeds = [None if seed is None else seed + i for i in range(count)]
+        each = [params.model_copy(update={"n": 1}).merged(SamplingParams(seed=one)) for one in seeds]
         return GeneratedText(len(ids), await _together([partial(self._last, ids, one, streamer) for one in each]))
 
     async def _last(self, ids: list[int], params: SamplingParams, streamer: Any) -> Generation:
@@ -112,8 +140,11 @@ class TextGenerationEngine(BaseEngine):
     async def generate_stream(
         self, prompt: Prompt, sampling: SamplingParams | None = None, **hyperparams: Any
     ) -> AsyncGenerator[str]:
-        """The text of one reply piece by piece."""
-        async with aclosing(self.generations(prompt, sampling, **hyperparams)) as pieces:
+        """The text of one reply piece by piece. Raises what `generate` does."""
+        given = (sampling or SamplingParams()).merged(SamplingParams.from_kwargs(**hyperparams))
+        if (count := self.sampling.merged(given).n) > 1:
+            raise EngineError(f"n={count} replies can't go to one stream: leave out n, or use generate.")
+        async with aclosing(self.generations(prompt, given)) as pieces:
             async for piece in pieces:
                 if isinstance(piece, str):
                     yield piece

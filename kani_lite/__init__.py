@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from ._lazy import lazy
 from .calls import ExceptionHandleResult, FunctionCallResult
 from .functions import AIFunction, AIParam, ai_function
 from .kani import Kani
@@ -131,9 +132,8 @@ _LAZY = {
 }
 
 
+_lazy_name = lazy(__name__, _LAZY)
+
+
 def __getattr__(name: str) -> Any:
-    if name in _LAZY_MODULES:
-        return import_module(f".{name}", __name__)
-    if name in _LAZY:
-        return getattr(import_module(f".{_LAZY[name]}", __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return import_module(f".{name}", __name__) if name in _LAZY_MODULES else _lazy_name(name)

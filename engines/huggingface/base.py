@@ -247,7 +247,7 @@ class HuggingEngine(RuntimeEngine):
         prompt = self._memo.get(self._memo.key(messages, functions))
         if prompt is None:  # nobody counted it; a long one would hold the loop up
             prompt = await anyio.to_thread.run_sync(self._prompt, messages, functions)
-        self.check_length(prompt.ids)
+        self.check(prompt.ids)
         return prompt
 
     def _call_markers(self) -> list[int]:

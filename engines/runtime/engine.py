@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from kani_lite.engines.sampling import SamplingParams
-from kani_lite.engines.text_generation import Generation, Prompt, TextGenerationEngine
+from kani_lite.engines.text_generation import Generation, Prompt, TextGenerationEngine, one_prompt
 from kani_lite.exceptions import EngineError, PromptError, PromptTooLong
 
 from .generator import Generator, RuntimeOptions
@@ -34,6 +34,7 @@ class RuntimeEngine(TextGenerationEngine):
     ) -> None:
         """Takes the model into its own thread. Raises EngineError if it can't be run as `options` say."""
         self.model, self.device = model, model.device
+        self._vocabulary = int(model.get_input_embeddings().weight.shape[0])
         self._model_defaults = params_of_model(getattr(model, "generation_config", None))
         self._generator: Generator | None = Generator(model, decode, ends, self.max_context_size, options)
         self._worker = Worker(self, f"kani-lite {getattr(self, 'model_id', type(self).__name__)}")
@@ -60,20 +61,16 @@ class RuntimeEngine(TextGenerationEngine):
         return with_defaults(self._model_defaults, given)
 
     def token_ids(self, prompt: Prompt) -> list[int]:
-        if isinstance(prompt, str):
-            return self.encode(prompt)
-        if isinstance(prompt, Mapping):
-            prompt = prompt["input_ids"]
-        if isinstance(prompt, torch.Tensor):
-            if prompt.ndim > 1 and prompt.shape[0] != 1:
-                raise PromptError(f"A tensor of {tuple(prompt.shape)} holds several prompts: give one at a time.")
-            prompt = prompt.reshape(-1).tolist()
-        return list(prompt)
+        text_or_ids = one_prompt(prompt)
+        return self.encode(text_or_ids) if isinstance(text_or_ids, str) else text_or_ids
 
-    def check_length(self, ids: Sequence[int]) -> None:
-        """Raises PromptError for an empty prompt, PromptTooLong for one that leaves no room for a reply."""
+    def check(self, ids: Sequence[int]) -> None:
+        """Raises PromptError for an empty prompt or unknown ids, PromptTooLong if there is no room for a reply."""
         if not ids:
             raise PromptError("The prompt is empty: a model needs at least one token to go on from.")
+        if not 0 <= min(ids) <= max(ids) < self._vocabulary:
+            wrong = next(i for i in ids if not 0 <= i < self._vocabulary)
+            raise PromptError(f"The prompt has the token id {wrong}: this model knows 0 to {self._vocabulary - 1}.")
         over = len(ids) + 1 - self.max_context_size
         if over > 0:
             raise PromptTooLong(
@@ -103,7 +100,7 @@ class RuntimeEngine(TextGenerationEngine):
     ) -> AsyncGenerator[str | Generation]:
         params = self.params(sampling, hyperparams)
         ids = self.token_ids(prompt)
-        self.check_length(ids)
+        self.check(ids)
         job = self.submit(ids, params, streamer=streamer)
         try:
             while True:
@@ -123,7 +120,7 @@ class RuntimeEngine(TextGenerationEngine):
     ) -> Generation:
         """One reply, for code that isn't async; must not be called from an event loop, which it would block."""
         ids = self.token_ids(prompt)
-        self.check_length(ids)
+        self.check(ids)
         job = self.submit(ids, self.params(sampling, hyperparams), streamer=streamer, results=WaitingQueue())
         try:
             while not isinstance(item := job.wait(), Generation):

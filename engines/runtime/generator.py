@@ -142,21 +142,17 @@ class Generator:
                 one.note_prompt(rows)
             if not one.pending:
                 ready.append((one, rows[-1]))
-        for (one, row), token in zip(ready, self._choose(ready), strict=True):
-            try:
-                reason = one.add(token, row)
-                if reason is not None:
-                    one.finish(reason)
-                    self._end(one)
-            except Exception as error:  # a request's own streamer may raise anything
-                self._fail(one, error)
-
-    @staticmethod
-    def _choose(ready: list[tuple[Running, torch.Tensor]]) -> list[int]:
-        """One argmax for all that only take the likeliest token; the others are drawn one by one."""
+        # one argmax for all that only take the likeliest token; the others are drawn one by one
         plain = [row for one, row in ready if one.sampler.takes_the_likeliest]
         likeliest = iter(torch.stack(plain).argmax(-1).tolist() if plain else ())
-        return [next(likeliest) if one.sampler.takes_the_likeliest else one.sampler.choose(row) for one, row in ready]
+        for one, row in ready:
+            try:
+                token = next(likeliest) if one.sampler.takes_the_likeliest else one.sampler.choose(row)
+                if (reason := one.add(token, row)) is not None:
+                    one.finish(reason)
+                    self._end(one)
+            except Exception as error:  # a request's own streamer or parameters
+                self._fail(one, error)
 
     def _end(self, one: Running) -> None:
         self._scheduler.remove(one)

@@ -37,7 +37,7 @@ class PackedLinear(nn.Module):
         return out
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        super()._save_to_state_dict(destination, prefix, keep_vars)  # type: ignore[no-untyped-call]
+        super()._save_to_state_dict(destination, prefix, keep_vars)
         destination[prefix + "weight"] = self.weight
 
     def extra_repr(self) -> str:
@@ -46,10 +46,9 @@ class PackedLinear(nn.Module):
 
 def can_pack() -> bool:
     """Whether this torch has oneDNN, and the two operators that its compiler uses."""
-    ops = torch.ops.mkldnn
-    return torch.backends.mkldnn.is_available() and all(
-        hasattr(ops, name) for name in ("_reorder_linear_weight", "_linear_pointwise")
-    )
+    ops: Any = torch.ops.mkldnn
+    names = ("_reorder_linear_weight", "_linear_pointwise")
+    return bool(torch._C._has_mkldnn) and all(hasattr(ops, name) for name in names)
 
 
 def pack_linears(model: nn.Module) -> int:

@@ -88,8 +88,6 @@ class Running:
         if not self._started:
             self.cached_tokens = cache.length
             self._started = time.perf_counter()
-            if self.request.streamer is not None:
-                self.request.streamer.put(torch.tensor(self.request.prompt))
 
     def note_prompt(self, logits: torch.Tensor) -> None:
         """`logits`: (rows, vocabulary), each row after one token of the prompt, in order."""
@@ -102,7 +100,10 @@ class Running:
         """The model's next token, chosen from `logits` (vocabulary,). Emits the text that is certain now; returns why
         the reply ends here, or None."""
         params, request = self.request.params, self.request
-        self._first = self._first or time.perf_counter()
+        if not self._first:
+            self._first = time.perf_counter()
+            if request.streamer is not None:  # not before: what it raises is this request's own
+                request.streamer.put(torch.tensor(request.prompt))
         self.tokens.append(token)
         if params.logprobs is not None:
             self._logprobs.append(logprobs_of(logits, token, params.logprobs))

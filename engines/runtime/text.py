@@ -55,7 +55,8 @@ class Detokenizer:
 
 
 class StopStrings:
-    """Ends a text before the first of these strings, however it is cut into pieces."""
+    """Ends a text before the first of these strings that is complete, however it is cut into pieces. Of two that are
+    complete at the same character, the longer one counts."""
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = list(stops)
@@ -70,10 +71,10 @@ class StopStrings:
         if self.hit:
             return ""
         text = self._held + piece
-        found = [at for at in (text.find(stop) for stop in self._stops) if at >= 0]
+        found = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
         if found:
             self.hit, self._held = True, ""
-            return text[: min(found)]
+            return text[: min(found)[1]]
         keep = self._begun(text)
         self._held = text[len(text) - keep :]
         return text[: len(text) - keep]

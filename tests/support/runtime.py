@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from hypothesis import strategies as st
+
 from kani_lite.engines import SamplingParams
 from kani_lite.engines.runtime.generator import Generator, RuntimeOptions
 from kani_lite.engines.runtime.request import Request
@@ -62,3 +64,29 @@ def run(generator: Generator, prompt: Sequence[int], params: SamplingParams = GR
     sink = add(generator, prompt, params, **more)
     drain(generator)
     return sink.done
+
+
+EDITS = st.lists(
+    st.tuples(st.sampled_from(["more", "undo", "trim", "other"]), st.lists(st.integers(0, 299), max_size=30)),
+    min_size=2,
+    max_size=8,
+)
+
+
+def check_warm_is_cold(
+    warm: Generator, cold: Generator, ids: list[int], edits: Sequence[tuple[str, list[int]]]
+) -> None:
+    """Edits a prompt step by step; what has a cache must give what has none, whose cache may be of another kind."""
+    for kind, new in edits:
+        if kind == "undo":
+            ids = ids[: len(ids) // 2]
+        elif kind == "trim":
+            ids = [*ids[:10], *ids[20:]]
+        elif kind == "other":
+            ids = [*ids[:25], 7]
+        ids = [*ids, *new][-180:] or [1]
+        expected = run(cold, ids)
+        assert expected.cached_tokens == 0
+        found = run(warm, ids)
+        assert found.ids == expected.ids
+        ids = [*ids, *found.ids]

@@ -24,7 +24,7 @@ import psutil
 import torch
 
 from kani_lite import ChatRole, Kani
-from kani_lite.engines import HuggingEngine
+from kani_lite.engines import HuggingEngine, SamplingParams
 from tests.engines.huggingface.conftest import save_model
 
 _TEXTS = ["one two three", "hello there, how are you?", "the quick brown fox", "I am fine.", "jumps over the lazy dog"]
@@ -83,6 +83,7 @@ class Soak:
 def poison(engine: HuggingEngine) -> None:
     """Lets the model break on one token."""
     (bad,) = engine.encode(_POISON)
+    engine.sampling = engine.sampling.merged(SamplingParams(logit_bias={bad: float("-inf")}))  # it may not write it
 
     def check(_module: Any, args: Any) -> None:
         if (args[0] == bad).any():

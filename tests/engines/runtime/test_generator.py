@@ -14,7 +14,7 @@ from transformers import LlamaForCausalLM, MistralConfig, MistralForCausalLM
 from kani_lite.engines import SamplingParams
 from kani_lite.engines.runtime.runner import PackedRunner, PlainRunner
 from kani_lite.exceptions import EngineError
-from tests.support.runtime import GREEDY, add, drain, make_generator, run
+from tests.support.runtime import EDITS, GREEDY, add, check_warm_is_cold, drain, make_generator, run
 
 
 def prompts(number: int, seed: int = 0, longest: int = 60) -> list[list[int]]:
@@ -64,13 +64,6 @@ def test_a_seed_decides_whatever_runs_beside_it(llama: LlamaForCausalLM) -> None
     assert all(len(other.done.ids) == 30 for other in others)
 
 
-EDITS = st.lists(
-    st.tuples(st.sampled_from(["more", "undo", "trim", "other"]), st.lists(st.integers(0, 299), max_size=30)),
-    min_size=2,
-    max_size=8,
-)
-
-
 @settings(max_examples=25)
 @given(edits=EDITS, cache=st.sampled_from(["bmc", "dynamic", "static"]), most=st.sampled_from([None, 1, 3]))
 def test_warm_is_cold(llama: LlamaForCausalLM, edits: list[Any], cache: str, most: int | None) -> None:
@@ -78,20 +71,7 @@ def test_warm_is_cold(llama: LlamaForCausalLM, edits: list[Any], cache: str, mos
         make_generator(llama, cache=cache, max_cached_prompts=most),
         make_generator(llama, max_cached_prompts=0),
     )
-    ids = list(range(10, 60))
-    for kind, new in edits:
-        if kind == "undo":
-            ids = ids[: len(ids) // 2]
-        elif kind == "trim":
-            ids = [*ids[:10], *ids[20:]]
-        elif kind == "other":
-            ids = [*ids[:25], 7]
-        ids = [*ids, *new][-180:] or [1]
-        expected = run(cold, ids)
-        assert expected.cached_tokens == 0
-        found = run(warm, ids)
-        assert found.ids == expected.ids
-        ids = [*ids, *found.ids]
+    check_warm_is_cold(warm, cold, list(range(10, 60)), edits)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

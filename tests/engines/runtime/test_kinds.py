@@ -28,7 +28,7 @@ from kani_lite.engines.runtime.kv_shapes import layer_shapes
 from kani_lite.engines.runtime.runner import PackedRunner
 from kani_lite.exceptions import EngineError
 from tests.engines.runtime.conftest import MakeLlama
-from tests.support.runtime import add, drain, make_generator, run
+from tests.support.runtime import EDITS, add, check_warm_is_cold, drain, make_generator, run
 
 SMALL: dict[str, Any] = {
     "vocab_size": 300, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
@@ -126,13 +126,6 @@ def test_together_they_get_what_each_gets_alone(
         assert held(generator) == 0
 
 
-EDITS = st.lists(
-    st.tuples(st.sampled_from(["more", "undo", "trim", "other"]), st.lists(st.integers(0, 299), max_size=30)),
-    min_size=2,
-    max_size=8,
-)
-
-
 @pytest.mark.parametrize(("model", "cache", "like"), CASES[:6])
 @settings(max_examples=10)
 @given(edits=EDITS, most=st.sampled_from([None, 1, 3]), chunk=st.sampled_from([7, 512]))
@@ -142,18 +135,7 @@ def test_warm_is_cold(
     loaded = request.getfixturevalue(model)
     warm = make_generator(loaded, cache=cache, max_cached_prompts=most, chunk=chunk)
     cold = make_generator(loaded, cache=like, max_cached_prompts=0)
-    ids = list(range(10, 150))
-    for kind, new in edits:
-        if kind == "undo":
-            ids = ids[: len(ids) // 2]
-        elif kind == "trim":
-            ids = [*ids[:10], *ids[20:]]
-        elif kind == "other":
-            ids = [*ids[:25], 7]
-        ids = [*ids, *new][-180:] or [1]
-        found = run(warm, ids)
-        assert found.ids == run(cold, ids).ids
-        ids = [*ids, *found.ids]
+    check_warm_is_cold(warm, cold, list(range(10, 150)), edits)
     if cache in {"paged", "slab"}:
         assert held(warm) == 0
 
