@@ -28,7 +28,7 @@ chat: $(VENV)/.chat ## talk to the embedded model (MODEL=name or folder for anot
 	@$(BIN)/kani-lite chat $(MODEL)
 
 test: lint types ## lint, types of the built wheel, all tests
-	$(BIN)/pytest --cov --cov-report=term:skip-covered
+	$(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal --cov --cov-report=term:skip-covered
 
 lint: $(VENV)/.dev ## ruff: rules and format
 	$(BIN)/ruff check .

@@ -277,7 +277,7 @@ def make_runner(model: Any, new_layer: NewLayer, context: int | None = None) -> 
 
 
 def _packed(probe: PackedRunner, new_layer: NewLayer, text: list[int]) -> PackedRunner:
-    """A runner with this kind of memory. A token's bytes are measured: of some models transformers' caches keep less."""
+    """A runner with this kind of memory. A token's bytes are measured: transformers keeps less of some models."""
     cache = probe.new_cache()
     probe.forward([Part(cache, text)])
     runner = PackedRunner(probe._model, new_layer)
