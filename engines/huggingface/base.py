@@ -86,6 +86,8 @@ class HuggingEngine(RuntimeEngine):
         self.sampling = (sampling or SamplingParams()).merged(SamplingParams.from_kwargs(**hyperparams))
         if max_context_size is not None and max_context_size < 1:
             raise EngineError(f"max_context_size={max_context_size} leaves no room: give a positive number of tokens.")
+        memory = None if kv_cache_memory_gb is None else int(kv_cache_memory_gb * 2**30)
+        runtime = RuntimeOptions(cache, memory, max_cached_prompts, max_batch_size, pack_weights)
         options = loading.model_options(model_load_kwargs or {}, quantize, device)
         trusted = bool(options.pop("trust_remote_code", False))
         source = loading.find_source(model_id, token, trusted, options)
@@ -98,8 +100,7 @@ class HuggingEngine(RuntimeEngine):
         self.tool_format = get_format(tool_format) if tool_format else self._format_of(source.name)
         self.model = loading.load_model(source, model_cls, options, device)
         self.max_context_size = max_context_size or loading.context_length(self.model.config, self.tokenizer, source)
-        memory = None if kv_cache_memory_gb is None else int(kv_cache_memory_gb * 2**30)
-        self._start(RuntimeOptions(cache, memory, max_cached_prompts, max_batch_size, pack_weights))
+        self._start(runtime)
 
     def _default_pipeline(self, template_kwargs: dict[str, Any]) -> Callable[..., Any] | None:
         if type(self).build_prompt is not HuggingEngine.build_prompt:

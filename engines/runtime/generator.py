@@ -13,7 +13,7 @@ from kani_lite.exceptions import EngineError
 
 from .attention import AbandonedError, Part
 from .cache import CacheManager
-from .kinds import CacheKind
+from .kinds import CacheKind, check_name
 from .kv import CacheFullError
 from .linear import pack_linears
 from .request import Request, Running
@@ -28,19 +28,26 @@ _WITHOUT_PACKING = ("bmc", "dynamic")  # the default, and what transformers' own
 class RuntimeOptions:
     """How the local runtime works.
 
-    `cache`: the kind of memory for keys and values (see docs/runtime.md). `memory`: bytes for all of them, those of
+    `cache`: the kind of memory for keys and values (see docs/runtime.md). `kv_cache_bytes`: for all of them, those of
     running requests and those kept for later prompts; None takes a quarter of what is free. `max_cached_prompts`: how
-    many ended requests are kept at most; None is as many as fit. `max_batch`: requests in one forward pass.
+    many ended requests are kept at most; None is as many as fit. `max_batch_size`: requests in one forward pass.
     `pack_weights`: on a CPU, lay the weights out as its kernels read them. `chunk`: tokens of prompts in one forward
     pass.
     """
 
     cache: str = "bmc"
-    memory: int | None = None
+    kv_cache_bytes: int | None = None
     max_cached_prompts: int | None = None
-    max_batch: int = 64
+    max_batch_size: int = 64
     pack_weights: bool = True
     chunk: int = 512
+
+    def __post_init__(self) -> None:
+        check_name(self.cache)
+        for name, least in (("kv_cache_bytes", 1), ("max_cached_prompts", 0), ("max_batch_size", 1), ("chunk", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise EngineError(f"{name}={value} is too small: give at least {least}.")
 
 
 class Generator:
@@ -56,7 +63,7 @@ class Generator:
         options = options or RuntimeOptions()
         if options.pack_weights:
             pack_linears(model)
-        kind = CacheKind.named(options.cache, model, context, options.memory)
+        kind = CacheKind.named(options.cache, model, context, options.kv_cache_bytes)
         self.runner = make_runner(model, kind.new_layer, context)
         if not self.runner.batches and options.cache not in _WITHOUT_PACKING:
             raise EngineError(
@@ -65,7 +72,7 @@ class Generator:
             )
         self.cache = CacheManager(options.max_cached_prompts)
         self._model, self._decode, self._ends, self._context = model, decode, frozenset(ends), context
-        self._scheduler = Scheduler(self.runner, self.cache, kind, context, options.max_batch, options.chunk)
+        self._scheduler = Scheduler(self.runner, self.cache, kind, context, options.max_batch_size, options.chunk)
 
     @property
     def busy(self) -> bool:

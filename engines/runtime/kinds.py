@@ -34,8 +34,7 @@ class CacheKind:
     @classmethod
     def named(cls, name: str, model: Any, context: int, memory: int | None) -> CacheKind:
         """Raises EngineError for a kind that isn't known or that this model can't have."""
-        if name not in _KINDS:
-            raise EngineError(f"cache={name!r} is unknown: give one of {', '.join(sorted(_KINDS))}.")
+        check_name(name)
         memory = memory if memory is not None else _free_memory(model.device) // _SHARE
         return _KINDS[name](_Wanted(name, model, context, memory))
 
@@ -173,6 +172,12 @@ _KINDS: dict[str, Callable[[_Wanted], CacheKind]] = {
     "sliding": _sliding,
     "static": _static,
 }
+
+
+def check_name(name: str) -> None:
+    """Raises EngineError for a kind that isn't known."""
+    if name not in _KINDS:
+        raise EngineError(f"cache={name!r} is unknown: give one of {', '.join(sorted(_KINDS))}.")
 
 
 def _free_memory(device: torch.device) -> int:

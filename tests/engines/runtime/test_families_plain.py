@@ -114,7 +114,7 @@ def test_a_state_that_does_not_grow_takes_no_memory_of_tokens() -> None:
     assert runner_of(FAMILIES["qwen-3-next"].make()).token_bytes == PAIR  # one of its layers has keys and values
     model = FAMILIES["mamba"].make()
     assert runner_of(model).token_bytes == 1
-    generator = make_generator(model, context=600, memory=100_000)
+    generator = make_generator(model, context=600, kv_cache_bytes=100_000)
     text = [3] * 300
     assert together(generator, [text])[0] == [generated(model, text)]
     assert runner_of(model).new_cache().nbytes == 0

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from transformers import LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 from kani_lite.engines import SamplingParams
+from kani_lite.engines.runtime.generator import RuntimeOptions
 from kani_lite.engines.runtime.runner import PackedRunner, PlainRunner
 from kani_lite.exceptions import EngineError
 from tests.support.runtime import EDITS, GREEDY, add, check_warm_is_cold, drain, make_generator, run
@@ -176,7 +177,7 @@ def test_too_little_memory_makes_requests_wait_and_come_back(llama: LlamaForCaus
     texts = prompts(8, seed=7, longest=40)
     expected = [alone(llama, text) for text in texts]
     token_bytes = make_generator(llama).runner.token_bytes
-    generator = make_generator(llama, cache="dynamic", memory=90 * token_bytes)
+    generator = make_generator(llama, cache="dynamic", kv_cache_bytes=90 * token_bytes)
     sinks = [add(generator, text) for text in texts]
     most = 0
     while generator.busy:
@@ -192,7 +193,7 @@ def test_too_little_memory_makes_requests_wait_and_come_back(llama: LlamaForCaus
 
 def test_kept_prompts_stay_under_the_bound(llama: LlamaForCausalLM) -> None:
     token_bytes = make_generator(llama).runner.token_bytes
-    generator = make_generator(llama, cache="dynamic", memory=150 * token_bytes)
+    generator = make_generator(llama, cache="dynamic", kv_cache_bytes=150 * token_bytes)
     for text in prompts(12, seed=8):
         run(generator, text)
         generator.step()
@@ -217,3 +218,17 @@ def test_the_pass_is_given_up_half_way_when_nobody_waits(llama: LlamaForCausalLM
     assert not seen
     assert not sink.items
     assert run(generator, [1, 2, 3]).ids == alone(llama, [1, 2, 3])
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"cache": "pagd"}, "cache='pagd' is unknown: give one of bmc, .*paged"),
+        ({"kv_cache_bytes": 0}, "kv_cache_bytes=0 is too small"),
+        ({"max_batch_size": 0}, "max_batch_size=0 .* at least 1"),
+        ({"max_cached_prompts": -1}, "max_cached_prompts=-1"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused_before_a_model_is_loaded(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(EngineError, match=says):
+        RuntimeOptions(**options)

@@ -146,7 +146,7 @@ def test_a_full_pool_makes_requests_wait_and_come_back(llama: LlamaForCausalLM, 
     cold = make_generator(llama, context=60, cache="dynamic", max_cached_prompts=0)
     expected = [run(cold, text).ids for text in prompts]
     token_bytes = cold.runner.token_bytes
-    generator = make_generator(llama, context=60, cache=cache, memory=room * token_bytes)
+    generator = make_generator(llama, context=60, cache=cache, kv_cache_bytes=room * token_bytes)
     sinks = [add(generator, text) for text in prompts]
     drain(generator)
     assert [sink.done.ids for sink in sinks] == expected
@@ -160,7 +160,7 @@ def test_a_pool_that_is_full_before_its_time_puts_requests_back(llama: LlamaForC
     """The scheduler counts bytes, the pool whole blocks: here it has half of what the scheduler believes."""
     prompts = texts(8, seed=7, longest=40)
     cold = make_generator(llama, cache="dynamic", max_cached_prompts=0)
-    generator = make_generator(llama, cache="paged", memory=160 * cold.runner.token_bytes)
+    generator = make_generator(llama, cache="paged", kv_cache_bytes=160 * cold.runner.token_bytes)
     assert isinstance(generator.runner, PackedRunner)
     generator.runner._new_layer = BlockPools(16, 5, together=False)
     sinks = [add(generator, text) for text in prompts]
@@ -171,7 +171,7 @@ def test_a_pool_that_is_full_before_its_time_puts_requests_back(llama: LlamaForC
 
 def test_one_request_may_fill_the_pool(llama: LlamaForCausalLM) -> None:
     token_bytes = make_generator(llama).runner.token_bytes
-    generator = make_generator(llama, cache="paged", memory=99 * token_bytes)
+    generator = make_generator(llama, cache="paged", kv_cache_bytes=99 * token_bytes)
     kept, long = texts(1, seed=1)[0], list(range(85))
     run(generator, kept)  # has to go
     expected = run(make_generator(llama, max_cached_prompts=0), long).ids
@@ -217,7 +217,7 @@ def test_an_error_leaves_no_block_behind(llama: LlamaForCausalLM) -> None:
 def test_a_window_is_forgotten_and_the_rest_kept(mistral: MistralForCausalLM, gemma: Gemma3ForCausalLM) -> None:
     for model, kept_less in ((mistral, 3), (gemma, 2)):
         sliding, whole = (
-            make_generator(model, context=1000, cache=cache, max_batch=1) for cache in ("sliding", "dynamic")
+            make_generator(model, context=1000, cache=cache, max_batch_size=1) for cache in ("sliding", "dynamic")
         )
         for generator in (sliding, whole):
             run(generator, [i % 300 for i in range(900)])
@@ -290,7 +290,7 @@ def test_rows_of_a_window(gemma: Gemma3ForCausalLM) -> None:
 )
 def test_what_cannot_be_is_refused(llama: LlamaForCausalLM, cache: str, memory: int | None, said: str) -> None:
     with pytest.raises(EngineError, match=said):
-        make_generator(llama, cache=cache, memory=memory)
+        make_generator(llama, cache=cache, kv_cache_bytes=memory)
 
 
 def test_heads_of_an_odd_size_are_not_put_into_4_bits() -> None:
