@@ -154,6 +154,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=6144, help="tokens in a batch")
     parser.add_argument("--rate", type=float, default=3e-3)
     parser.add_argument("--start", type=Path, help="go on from the model in this folder, instead of from scratch")
+    parser.add_argument("--keep", type=float, default=0.4, help="share of the weights of --start in the result")
     parser.add_argument(
         "--short", type=int, default=800, help="steps at first of short dialogues: copying is learnt sooner"
     )
@@ -170,7 +171,12 @@ def main() -> None:
         texts = ("".join(t for t, _ in segments(sample.dialogue())) for _ in range(20_000))
         model, tokenizer = new_model(), train_tokenizer(texts, VOCABULARY)
     print(f"{model.num_parameters() / 1e6:.2f} M parameters", flush=True)
+    before = {name: value.clone() for name, value in model.state_dict().items()} if args.start else {}
     steps = train(model, tokenizer, args)
+    with torch.no_grad():  # the mean of two ends is better than either (Wortsman et al. 2022, model soups)
+        for name, value in model.state_dict().items():
+            if name in before:
+                value.lerp_(before[name], args.keep)
     save(model, tokenizer, args.out)
     made = {"parameters": model.num_parameters(), "steps": steps, "tokens": steps * args.tokens}
     made["minutes"] = round((time.monotonic() - started) / 60)
