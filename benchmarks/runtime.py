@@ -21,6 +21,7 @@ import anyio
 import torch
 from machine import describe
 from models import random_llama
+from transformers import AutoModelForCausalLM
 
 from kani_lite import ChatMessage, FunctionCall, Kani, ToolCall
 from kani_lite.engines import HuggingEngine
@@ -182,12 +183,13 @@ async def decode(repeat: int) -> None:
     """Tokens a second of one chat, bf16, 430 M parameters, beside `model.generate`."""
     folder = random_llama(FOLDER, "430M", torch.bfloat16)
     engine = HuggingEngine(folder, temperature=0)
+    peer = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
     ids, new = engine.encode(words(60, 0)), 40
     ours, theirs = [], []
     for _ in range(repeat):
         result = (await engine.generate(ids, max_tokens=new, ignore_eos=True)).choices[0]
         ours.append(1 / (result.seconds_per_token or 1))
-        seconds = [await anyio.to_thread.run_sync(generate, engine.model, ids, n) for n in (1, new)]
+        seconds = [await anyio.to_thread.run_sync(generate, peer, ids, n) for n in (1, new)]
         theirs.append((new - 1) / (seconds[1] - seconds[0]))
     row("one chat, bf16, 430 M", median(ours), median(theirs), "generate", "1.3", "tokens/s")
     await engine.close()
@@ -209,19 +211,19 @@ def generate(model: Any, ids: list[int], new: int) -> float:
 
 async def together(repeat: int) -> None:
     """16 chats at once and one after the other, fp32, on both sizes; all texts must be the same."""
-    for size in ("55M", "430M"):
+    for size, new in (("55M", 32), ("430M", 8)):
         engine = HuggingEngine(
-            random_llama(FOLDER, size), temperature=0, max_cached_prompts=0, max_tokens=32, ignore_eos=True
+            random_llama(FOLDER, size), temperature=0, max_cached_prompts=0, max_tokens=new, ignore_eos=True
         )
         prompts = [engine.encode(words(20 + 3 * i, i)) for i in range(16)]
         at_once, in_turn = [], []
         for _ in range(repeat):
             begun = time.perf_counter()
             alone = [(await engine.generate(prompt)).ids for prompt in prompts]
-            in_turn.append(16 * 32 / (time.perf_counter() - begun))
+            in_turn.append(16 * new / (time.perf_counter() - begun))
             begun = time.perf_counter()
             results = await engine.generate_batch(prompts)
-            at_once.append(16 * 32 / (time.perf_counter() - begun))
+            at_once.append(16 * new / (time.perf_counter() - begun))
             same = sum(result.ids == ids for result, ids in zip(results, alone, strict=True))
         row(
             f"16 chats together, {size} fp32, {same} of 16 equal",
@@ -237,7 +239,7 @@ async def together(repeat: int) -> None:
 async def batching(repeat: int) -> None:
     """8 requests that share 256 of their 272 tokens, 16 new ones each, beside transformers' continuous batching, whose
     start is counted only once, and a static batch."""
-    from transformers import AutoModelForCausalLM, GenerationConfig
+    from transformers import GenerationConfig
 
     folder = random_llama(FOLDER, "55M")
     engine = HuggingEngine(folder, temperature=0, ignore_eos=True, max_tokens=16, max_cached_prompts=0)

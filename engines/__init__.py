@@ -8,6 +8,7 @@ from kani_lite._lazy import lazy
 
 if TYPE_CHECKING:
     from .base import BaseCompletion, BaseEngine, Completion
+    from .hqq import HqqEngine
     from .huggingface import HuggingEngine
     from .huggingface.llama import LlamaEngine
     from .nano import NanoEngine
@@ -20,6 +21,7 @@ _MODULES = {
     "BaseEngine": "base",
     "Completion": "base",
     "GeneratorOutput": "pace",
+    "HqqEngine": "hqq",
     "HuggingEngine": "huggingface",
     "KVCacheType": "pace",
     "LLMModel": "pace",
@@ -35,6 +37,7 @@ __all__ = [
     "BaseEngine",
     "Completion",
     "GeneratorOutput",
+    "HqqEngine",
     "HuggingEngine",
     "KVCacheType",
     "LLMModel",

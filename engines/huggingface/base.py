@@ -6,12 +6,14 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from os import PathLike
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import anyio.to_thread
 import torch
 
 from kani_lite.engines.base import BaseCompletion, Completion
+from kani_lite.engines.quantization import save_quantized
 from kani_lite.engines.runtime.engine import RuntimeEngine
 from kani_lite.engines.runtime.generator import RuntimeOptions
 from kani_lite.engines.runtime.request import Streamer
@@ -69,7 +71,7 @@ class HuggingEngine(RuntimeEngine):
         tokenizer_kwargs: dict[str, Any] | None = None,
         model_cls: Any = None,
         model_load_kwargs: dict[str, Any] | None = None,
-        quantize: str | None = None,
+        quantize: Any = None,
         sampling: SamplingParams | None = None,
         chat_template_kwargs: dict[str, Any] | None = None,
         chat_template_reasoning_content_key: str | None = None,
@@ -272,6 +274,12 @@ class HuggingEngine(RuntimeEngine):
             finish_reason=done.finish_reason,
             logprobs=done.logprobs,
         )
+
+    def save_quantized(self, folder: str | PathLike[str]) -> Path:
+        """Saves the quantised model and its tokenizer into a new folder, which loads as any other. Raises EngineError
+        if the model isn't quantised, its format can't be saved, or the folder isn't empty."""
+        self._running_generator()
+        return save_quantized(self.model, self.tokenizer, folder)
 
     async def close(self) -> None:
         await super().close()

@@ -36,7 +36,7 @@ def _has_weights(folder: Path) -> bool:
             continue
         if all((folder / shard).exists() for shard in shards):
             return True
-    return any((folder / file).exists() for file in ("model.safetensors", "pytorch_model.bin"))
+    return any((folder / file).exists() for file in ("model.safetensors", "pytorch_model.bin", "qmodel.pt"))
 
 
 def check_hub(name: str, options: dict[str, Any]) -> None:

@@ -16,11 +16,13 @@ import torch
 import transformers
 from transformers.utils import logging as hf_logging
 
+from kani_lite.engines.quantization import Int4Config, Int8Config, reading_files_piecewise
 from kani_lite.exceptions import EngineError, MissingModelDependencies
 
 from .hub import check_hub, is_fetched
 
-_WEIGHTS = ("*.safetensors", "*.bin", "*.safetensors.index.json")
+_HQQ = "qmodel.pt"  # what hqq saves
+_WEIGHTS = ("*.safetensors", "*.bin", "*.safetensors.index.json", _HQQ)
 _LENGTH_NAMES = ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length", "max_seq_len", "seq_length")
 _NO_LENGTH = 10**9  # tokenizers without a length say 1e30
 
@@ -108,7 +110,10 @@ def load_model(source: Source, model_cls: Any, kwargs: dict[str, Any], device: s
     Raises EngineError with the reason in one sentence, also if the checkpoint lacks weights.
     """
     loader = model_cls or transformers.AutoModelForCausalLM
-    with _quiet(), _explained(source, "weights"):
+    if model_cls is None and Path(source.name, _HQQ).is_file():
+        raise EngineError(f"The model in {source.described} was quantised by HQQ: load it with HqqEngine.")
+    quantizing = kwargs.get("quantization_config") is not None  # that takes a while: progress shows
+    with _quiet(bars=quantizing), reading_files_piecewise(), _explained(source, "weights"):
         model, info = loader.from_pretrained(source.name, output_loading_info=True, **(source.options | kwargs))
     missing = sorted(info.get("missing_keys") or ())
     if missing:
@@ -129,28 +134,41 @@ def default_device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
-def model_options(load_kwargs: dict[str, Any], quantize: str | None, device: str | None) -> dict[str, Any]:
+def model_options(load_kwargs: dict[str, Any], quantize: Any, device: str | None) -> dict[str, Any]:
     """`model_load_kwargs` as transformers 5 takes them: weights in the dtype they were saved in unless asked otherwise,
-    `load_in_4bit`/`load_in_8bit` as a quantisation config. Raises EngineError where they contradict each other."""
+    `load_in_4bit`/`load_in_8bit` as bitsandbytes' config. `quantize` is "4bit" or "8bit" for the best way that the
+    device has (on a CPU torch's own kernels, else bitsandbytes), or a quantisation config. Raises EngineError where
+    they contradict each other."""
     kwargs = dict(load_kwargs)
     if "torch_dtype" in kwargs:
         kwargs.setdefault("dtype", kwargs.pop("torch_dtype"))
     kwargs.setdefault("dtype", "auto")
-    wanted = {bits for bits in ("4bit", "8bit") if kwargs.pop(f"load_in_{bits}", False)}
-    if quantize is not None:
-        if quantize not in ("4bit", "8bit"):
-            raise EngineError(f"quantize={quantize!r} is unknown: give '4bit', '8bit' or None.")
-        wanted.add(quantize)
-    if not wanted:
-        return kwargs
-    if len(wanted) > 1 or "quantization_config" in kwargs:
+    wanted = [(bits, _bitsandbytes) for bits in ("4bit", "8bit") if kwargs.pop(f"load_in_{bits}", False)]
+    if quantize in ("4bit", "8bit"):
+        on_cpu = (device or default_device()) == "cpu"
+        wanted.append((quantize, _for_cpu if on_cpu else _bitsandbytes))
+    elif isinstance(quantize, str):
+        raise EngineError(f"quantize={quantize!r} is unknown: give '4bit', '8bit', a quantisation config or None.")
+    asked = len(wanted) + ("quantization_config" in kwargs) + (quantize is not None and not isinstance(quantize, str))
+    if asked > 1:
         raise EngineError(
-            "Several quantisations are asked for: give one of load_in_4bit, load_in_8bit, quantization_config."
+            "Several quantisations are asked for: give one of quantize, load_in_4bit, load_in_8bit and "
+            "quantization_config."
         )
-    kwargs["quantization_config"] = _bitsandbytes(wanted.pop())
-    # weights are quantised while they are loaded, where they will stay
-    kwargs.setdefault("device_map", {"": device or default_device()})
+    if wanted:
+        bits, way = wanted[0]
+        kwargs["quantization_config"] = way(bits)
+        if way is _bitsandbytes:  # weights are quantised while they are loaded, where they will stay
+            kwargs.setdefault("device_map", {"": device or default_device()})
+        elif kwargs.get("device_map") in ("auto", "cpu", {"": "cpu"}):
+            del kwargs["device_map"]
+    elif asked and quantize is not None:
+        kwargs["quantization_config"] = quantize
     return kwargs
+
+
+def _for_cpu(bits: str) -> Any:
+    return Int4Config() if bits == "4bit" else Int8Config()
 
 
 def _bitsandbytes(bits: str) -> Any:
@@ -191,18 +209,19 @@ def end_ids(model: Any, tokenizer: Any) -> list[int]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bars and no advice of transformers while a model loads; then everything as it was."""
-    level, bars = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
+def _quiet(bars: bool = False) -> Iterator[None]:
+    """No progress bars (but with `bars`) and no advice of transformers while a model loads; then all as it was."""
+    level, shown = hf_logging.get_verbosity(), hf_logging.is_progress_bar_enabled()
     hf_logging.set_verbosity_error()
-    hf_logging.disable_progress_bar()
+    if not bars:
+        hf_logging.disable_progress_bar()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
         hf_logging.set_verbosity(level)
-        if bars:
+        if shown:
             hf_logging.enable_progress_bar()
 
 

@@ -84,7 +84,7 @@ class LLMModel:
                 "spec_config and opconfig aren't supported: torch's operators run; leave them out."
             )
         memory = None if kv_cache_memory_gb is None else int(kv_cache_memory_gb * 2**30)
-        options = RuntimeOptions(cache_name(kv_cache_type), memory, max_batch=max_batch_size)
+        options = RuntimeOptions(cache_name(kv_cache_type), memory, max_batch_size=max_batch_size)
         source = find_model(model_name_or_path, trust_remote_code)
         tokenizer = load_tokenizer(source, tokenizer_name_or_path or tokenizer_path)
         model = loading.load_model(source, None, loading.model_options({"dtype": dtype}, None, device), device)

@@ -16,11 +16,12 @@ import bitsandbytes
 import pytest
 import torch
 from huggingface_hub.errors import RepositoryNotFoundError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils import logging as hf_logging
 
 from kani_lite.engines import HuggingEngine, LlamaEngine
 from kani_lite.engines.huggingface.loading import Source, context_length
+from kani_lite.engines.quantization import Int4Linear, Int8Linear
 from kani_lite.exceptions import EngineError, MissingModelDependencies, PromptError
 from kani_lite.messages import ChatMessage, ChatRole
 
@@ -140,7 +141,7 @@ def test_arguments_are_checked_before_anything_loads(tmp_path: Path) -> None:
 def test_a_missing_package_names_the_extra(model_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(MissingModelDependencies, match=r"kani-lite\[bitsandbytes\]"):
-        HuggingEngine(model_dir, quantize="4bit")
+        HuggingEngine(model_dir, model_load_kwargs={"load_in_4bit": True})
 
 
 def test_torch_missing_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,12 +175,18 @@ def test_weights_keep_the_dtype_they_were_saved_in(copy: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "how", [{"model_load_kwargs": {"load_in_4bit": True}}, {"quantize": "4bit"}, {"quantize": "8bit"}], ids=str
+    "how",
+    [
+        {"model_load_kwargs": {"load_in_4bit": True}},
+        {"model_load_kwargs": {"load_in_8bit": True}},
+        {"quantize": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")},
+    ],
+    ids=["load_in_4bit", "load_in_8bit", "config"],
 )
 @pytest.mark.filterwarnings("ignore:MatMul8bitLt")  # bitsandbytes says that it casts its inputs
 async def test_bitsandbytes_really_quantises(load: Callable[..., Any], how: dict[str, Any]) -> None:
     engine = await load(temperature=0, max_tokens=4, **how)
-    eight = how.get("quantize") == "8bit"
+    eight = "load_in_8bit" in how.get("model_load_kwargs", {})
     kind = bitsandbytes.nn.Linear8bitLt if eight else bitsandbytes.nn.Linear4bit
     layer = engine.model.model.layers[0].mlp.up_proj
     assert isinstance(layer, kind)
@@ -187,6 +194,22 @@ async def test_bitsandbytes_really_quantises(load: Callable[..., Any], how: dict
     if not eight:
         assert layer.weight.quant_state.quant_type == "nf4"
     assert 1 <= ((await engine.predict(HELLO)).completion_tokens or 0) <= 4
+
+
+@pytest.mark.parametrize(("bits", "kind"), [("4bit", Int4Linear), ("8bit", Int8Linear)])
+async def test_on_a_cpu_quantize_takes_torchs_own_kernels(
+    load: Callable[..., Any], tmp_path: Path, bits: str, kind: type, save: Callable[..., Path]
+) -> None:
+    folder = await anyio.to_thread.run_sync(lambda: save(tmp_path / "model", hidden_size=128, intermediate_size=256))
+    engine = await load(folder=folder, temperature=0, max_tokens=6, quantize=bits)
+    assert isinstance(engine.model.model.layers[0].mlp.up_proj, kind)
+    said = (await engine.predict(HELLO)).message.text
+    await anyio.to_thread.run_sync(engine.save_quantized, tmp_path / "saved")
+    again = await load(folder=tmp_path / "saved", temperature=0, max_tokens=6)
+    assert isinstance(again.model.model.layers[0].mlp.up_proj, kind)
+    assert (await again.predict(HELLO)).message.text == said
+    with pytest.raises(EngineError, match="not empty"):
+        await anyio.to_thread.run_sync(engine.save_quantized, tmp_path / "saved")
 
 
 class Plain(HuggingEngine):

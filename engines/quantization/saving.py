@@ -1,0 +1,74 @@
+"""Saving a quantised model as an ordinary folder, and reading one without mapping its files."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import safetensors
+from transformers import modeling_utils
+
+from kani_lite.exceptions import EngineError
+
+
+def save_quantized(model: Any, tokenizer: Any, folder: str | os.PathLike[str]) -> Path:
+    """Writes model and tokenizer into a new folder, which loads as any other; its config.json names the format.
+
+    The folder appears when it is complete. Raises EngineError if the model isn't quantised, its format can't be saved,
+    or the folder is there and not empty.
+    """
+    target = Path(folder).expanduser()
+    quantizer = getattr(model, "hf_quantizer", None)
+    if quantizer is None or not quantizer.is_serializable():
+        raise EngineError("This model isn't quantised in a format that can be saved: load it with quantize='4bit'.")
+    if target.is_file() or (target.is_dir() and any(target.iterdir())):
+        raise EngineError(f"{str(target)!r} is there and not empty: give a new folder.")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        model.save_pretrained(unfinished)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(unfinished)
+        for file in unfinished.iterdir():
+            _sync(file)
+        unfinished.chmod(0o777 & ~_umask())
+        unfinished.replace(target)
+        _sync(target.parent)
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+    return target
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+@contextmanager
+def reading_files_piecewise() -> Iterator[None]:
+    """While transformers loads a model it maps the files into memory, where all that was read counts until the system
+    needs the room: peak memory is then that of the whole model. In here each tensor is read when its turn comes."""
+
+    def safe_open(file: Any, *args: Any, **kwargs: Any) -> Any:
+        return safetensors.safe_open(file, *args, **kwargs | {"backend": "pread"})
+
+    modeling_utils.safe_open = safe_open
+    try:
+        yield
+    finally:  # the plain one, and not what was there before: two threads may load at a time
+        modeling_utils.safe_open = safetensors.safe_open
