@@ -36,7 +36,7 @@ lint: $(VENV)/.dev ## ruff: rules and format
 
 # a type checker follows the mapping of folders to packages only in an install, so the built wheel is checked
 types: $(VENV)/.dev ## mypy --strict on the built wheel
-	@rm -rf build/wheel build/types
+	@rm -rf build/wheel build/types build/lib
 	@$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation -w build/wheel .
 	@$(BIN)/python -m pip install --quiet --no-deps --target build/types build/wheel/*.whl
 	cd build/types && $(abspath $(BIN))/mypy --config-file ../../pyproject.toml -p kani_lite

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
-from transformers.utils import logging
 
 SHARD = 40  # megabytes
 PROGRAM = """
@@ -45,7 +44,6 @@ if folder != saved:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="holes are given back on Linux alone")
 def test_peak_memory(tmp_path: Path) -> None:
-    logging.disable_progress_bar()
     config = LlamaConfig(
         hidden_size=1024,
         intermediate_size=2816,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 from transformers import AutoModelForCausalLM
-from transformers.utils import logging
 
 from kani_lite.engines.nano import WEIGHTS
 from kani_lite.engines.nano.training.evaluate import evaluate, load
@@ -15,7 +14,6 @@ DIALOGUES = 60
 
 @pytest.mark.parametrize("config", [Int4Config(), Int4Config(quantize_embeddings=True)], ids=["linears", "all"])
 def test_keeps_its_skills(config: Int4Config) -> None:
-    logging.disable_progress_bar()
     model, tokenizer = load(WEIGHTS)
     in_4bit = AutoModelForCausalLM.from_pretrained(WEIGHTS, quantization_config=config, dtype="float32")
     scores = [

@@ -9,14 +9,12 @@ from typing import Any
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
-from transformers.utils import logging
 
 from kani_lite.engines.quantization import Int4Config, Int4Embedding, Int4Linear, Int8Config, Int8Linear, save_quantized
 from kani_lite.engines.quantization.embedding import TiedInt4Embedding
 from kani_lite.engines.quantization.int4 import Portable
 from kani_lite.exceptions import EngineError
 
-logging.disable_progress_bar()
 IDS = torch.arange(2, 42).view(1, -1)
 
 
