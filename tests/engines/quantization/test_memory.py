@@ -43,6 +43,7 @@ if folder != saved:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="holes are given back on Linux alone")
+@pytest.mark.timeout(300)  # three processes that load 300 MB each
 def test_peak_memory(tmp_path: Path) -> None:
     config = LlamaConfig(
         hidden_size=1024,
