@@ -20,7 +20,7 @@ from .json_values import MOST_TO_REPAIR as MOST_TO_REPAIR
 from .json_values import json_values
 
 MOST_CALLS = 1_000
-"""Calls in one region: more of them are no reply."""
+"""Calls in one region, and in one reply: more of them are no reply, and the rest becomes one unreadable call."""
 
 MOST_TO_PARSE = 100_000
 """Characters of calls in Python."""

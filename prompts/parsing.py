@@ -25,9 +25,9 @@ from typing import TYPE_CHECKING, Any
 from kani_lite.events import Delta, ReasoningDelta, TextDelta, ToolCallDelta, ToolCallFinished, ToolCallStarted
 from kani_lite.messages import ChatMessage, MessagePart, ReasoningPart, ToolCall
 
-from .calls import CallText, all_offered, is_no_call, unreadable
+from .calls import MOST_CALLS, CallText, all_offered, is_no_call, unreadable
 from .nesting import Nesting
-from .regions import Format, Kind, Region, is_special, markers_in
+from .regions import Format, Kind, Markers, Region, is_special, markers_in
 
 if TYPE_CHECKING:
     from kani_lite.functions import AIFunction
@@ -74,7 +74,8 @@ class Parser:
         self._calls_count = bool(self._schemas)  # a call in the reasoning may end it
         self._endless = False  # reasoning that is open now is known not to be closed
         self._thinking = self._region = fmt.inside or _TEXT
-        self._markers = markers_in(fmt, self._region, self._calls_count)
+        self._found_markers: dict[tuple[Region, bool], Markers] = {}
+        self._excess: list[str] = []  # calls behind the first MOST_CALLS, which are no reply: told as one, unread
         self._switch(self._region)
 
     @property
@@ -108,6 +109,9 @@ class Parser:
                 again += rest[len(kept) :]
         self._leave(out, closed=False, cut=cut)
         self._region = _TEXT
+        if self._excess:
+            self._tell([unreadable("\n".join(self._excess))], out)
+            self._excess = []
         return out
 
     def message(self) -> ChatMessage:
@@ -245,8 +249,10 @@ class Parser:
 
     def _switch(self, region: Region) -> None:
         """The same without an end to what was before."""
-        if region is not self._region:
-            self._region, self._markers = region, markers_in(self.format, region, self._calls_count)
+        key = (region, self._calls_count)
+        if key not in self._found_markers:
+            self._found_markers[key] = markers_in(self.format, region, self._calls_count)
+        self._region, self._markers = region, self._found_markers[key]
         self._head_seen = 0
         self._nesting = Nesting(region.start[len(region.start.rstrip("[{(")) :])
 
@@ -256,7 +262,9 @@ class Parser:
         """Reads the call or the header that ends."""
         held, region, header = self._release(), self._region, self._header
         self._header = ""
-        if region.kind is Kind.CALL:
+        if region.kind is Kind.CALL and len(self.calls) >= MOST_CALLS:
+            self._excess.append(f"{header} {held}".strip())
+        elif region.kind is Kind.CALL:
             self._tell(self.format.read(CallText(held, closed, cut, header, self._schemas)), out)
         elif region.kind is Kind.HEADER and not closed:
             kind, name = self._routed(held)

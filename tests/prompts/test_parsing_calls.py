@@ -12,7 +12,9 @@ from fuzzing import FUNCTIONS, WRITTEN, qwen_xml, run
 
 from kani_lite import ChatMessage, ReasoningPart
 from kani_lite.prompts import FORMATS, HERMES
+from kani_lite.prompts.calls import MOST_CALLS
 from kani_lite.prompts.formats import GEMMA, JSON, LLAMA3, MISTRAL, QWEN3_CODER
+from kani_lite.prompts.parsing import parse
 
 
 def calls(message: ChatMessage) -> list[tuple[str, str]]:
@@ -261,3 +263,12 @@ def test_the_work_is_linear(name: str, unit: str, cut: bool) -> None:
 def test_a_format_without_functions_reads_markers_in_strings_too() -> None:
     text = '<tool_call>{"name": "f", "arguments": {"a": "</tool_call>"}}</tool_call>'
     assert calls(run(QWEN3_CODER, [text])[0].message()) == [("f", '{"a": "</tool_call>"}')]
+
+
+@pytest.mark.parametrize("unit", ["<tool_call>{x</tool_call>", '<tool_call>{"name": "a"}</tool_call>'])
+def test_more_calls_than_a_reply_has_are_told_as_one(unit: str) -> None:
+    told = parse(HERMES, unit * (MOST_CALLS + 3)).tool_calls or []
+    assert len(told) == MOST_CALLS + 1
+    body = unit.removeprefix("<tool_call>").removesuffix("</tool_call>")
+    assert told[-1].function.arguments == "\n".join([body] * 3)  # nothing of it is lost
+    assert len(parse(HERMES, unit * MOST_CALLS).tool_calls or []) == MOST_CALLS
