@@ -142,3 +142,27 @@ class SamplingParams(BaseModel):
         elif do_sample is True and not values.get("temperature"):
             values["temperature"] = 1.0
         return cls(**values)
+
+
+def params_of_model(generation_config: Any) -> SamplingParams:
+    """What the model's authors recommend: greedy unless their generation_config says `do_sample`."""
+
+    def value(name: str) -> Any:
+        return getattr(generation_config, name, None)
+
+    given = {name: value(name) for name in ("temperature", "top_p", "top_k", "min_p") if value("do_sample")}
+    given["do_sample"] = bool(value("do_sample"))
+    given["repetition_penalty"] = value("repetition_penalty")
+    return SamplingParams.from_kwargs(**given)
+
+
+def with_defaults(model: SamplingParams, user: SamplingParams) -> SamplingParams:
+    """The user's values over the model's. Asking for top_p, top_k or min_p of a greedy model means sampling."""
+    merged = model.merged(user)
+    if (
+        model.greedy
+        and "temperature" not in user.model_fields_set
+        and user.model_fields_set & {"top_p", "top_k", "min_p"}
+    ):
+        return merged.model_copy(update={"temperature": 1.0})
+    return merged

@@ -7,15 +7,18 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequen
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 
-from kani_lite.exceptions import EngineError, PromptError
+from kani_lite.exceptions import EngineError, PromptError, PromptTooLong
 from kani_lite.messages import ChatMessage
 
 from .base import BaseEngine
-from .sampling import SamplingParams
+from .sampling import SamplingParams, with_defaults
+
+if TYPE_CHECKING:
+    from kani_lite.functions import AIFunction
 
 
 @dataclass(frozen=True)
@@ -105,15 +108,68 @@ class TextGenerationEngine(BaseEngine):
     sampling: SamplingParams = SamplingParams()
     """The engine's own values, over the model's."""
 
+    model_sampling: SamplingParams = SamplingParams(temperature=0.0)
+    """What the model's authors recommend."""
+
+    vocabulary_size: int
+    """Token ids are below this."""
+
     @abstractmethod
-    def generations(
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text; special tokens in it are recognised, none are added."""
+
+    @abstractmethod
+    def run(
+        self,
+        ids: list[int],
+        params: SamplingParams,
+        *,
+        banned: Sequence[int] = (),
+        functions: Sequence[AIFunction] = (),
+        streamer: Any = None,
+    ) -> AsyncGenerator[str | Generation]:
+        """Runs a prompt that `check` has passed: the text of one reply piece by piece, and last its Generation. Closing
+        it stops the model. `banned` tokens are never chosen; `functions` are those that the reply may call."""
+
+    def check_open(self) -> None:
+        """Raises EngineError after `close`."""
+        return
+
+    def params(self, sampling: SamplingParams | None, hyperparams: Mapping[str, Any]) -> SamplingParams:
+        """The model's own values, the engine's and these, each over the one before. Raises TypeError for a name that
+        is unknown."""
+        given = self.sampling.merged(sampling).merged(SamplingParams.from_kwargs(**hyperparams))
+        return with_defaults(self.model_sampling, given)
+
+    def token_ids(self, prompt: Prompt) -> list[int]:
+        """The ids that a prompt is run as."""
+        text_or_ids = one_prompt(prompt)
+        return self.encode(text_or_ids) if isinstance(text_or_ids, str) else text_or_ids
+
+    def check(self, ids: Sequence[int]) -> None:
+        """Raises PromptError for an empty prompt or unknown ids, PromptTooLong if there is no room for a reply."""
+        if not ids:
+            raise PromptError("The prompt is empty: a model needs at least one token to go on from.")
+        if not 0 <= min(ids) <= max(ids) < self.vocabulary_size:
+            wrong = next(i for i in ids if not 0 <= i < self.vocabulary_size)
+            raise PromptError(f"The prompt has the token id {wrong}: this model knows 0 to {self.vocabulary_size - 1}.")
+        over = len(ids) + 1 - self.max_context_size
+        if over > 0:
+            raise PromptTooLong(
+                f"The prompt has {len(ids)} tokens: with one for a reply that is {over} more than the context "
+                f"of {self.max_context_size}."
+            )
+
+    async def generations(
         self, prompt: Prompt, sampling: SamplingParams | None = None, streamer: Any = None, **hyperparams: Any
     ) -> AsyncGenerator[str | Generation]:
         """The text of one reply piece by piece, and last its Generation."""
-
-    @abstractmethod
-    def token_ids(self, prompt: Prompt) -> list[int]:
-        """The ids that a prompt is run as."""
+        params = self.params(sampling, hyperparams)
+        ids = self.token_ids(prompt)
+        self.check(ids)
+        async with aclosing(self.run(ids, params, streamer=streamer)) as pieces:
+            async for piece in pieces:
+                yield piece
 
     async def generate(
         self, prompt: Prompt, sampling: SamplingParams | None = None, streamer: Any = None, **hyperparams: Any

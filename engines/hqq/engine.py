@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from kani_lite.engines.huggingface import HuggingEngine, loading
-from kani_lite.engines.runtime.worker import CLOSED
 from kani_lite.engines.sampling import SamplingParams
+from kani_lite.engines.worker import CLOSED
 from kani_lite.exceptions import EngineError
 
 from . import files

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import HfApi, constants, try_to_load_from_cache
+from huggingface_hub import HfApi, constants, get_token, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
 from kani_lite.exceptions import EngineError
@@ -18,10 +18,13 @@ _SECONDS = 15.0  # for the hub to say whether it has a model
 def is_fetched(name: str, options: dict[str, Any]) -> bool:
     """Whether all of the model is on this disk, so that the network need not be asked at all."""
     where = {key: options[key] for key in ("revision", "cache_dir") if options.get(key) is not None}
+    gguf = options.get("gguf_file")
     try:
-        found = try_to_load_from_cache(name, "config.json", **where)
+        found = try_to_load_from_cache(name, gguf or "config.json", **where)
     except HFValidationError:
         return False
+    if gguf:  # it holds tokenizer and config too
+        return isinstance(found, str)
     if not isinstance(found, str):
         return False
     folder = Path(found).parent
@@ -45,6 +48,11 @@ def check_hub(name: str, options: dict[str, Any]) -> None:
     if constants.HF_HUB_OFFLINE:
         raise EngineError(
             f"The model {name!r} isn't on this disk and HF_HUB_OFFLINE switches the hub off: fetch it first."
+        )
+    if options.get("token") is True and get_token() is None:
+        raise EngineError(
+            f"The model {name!r} isn't on this disk and token=True stands for that of your login to the hub, but there "
+            "is none: log in with `hf auth login`, set HF_TOKEN, or pass the token itself."
         )
     revision = options.get("revision")
     try:

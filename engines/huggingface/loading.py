@@ -16,7 +16,13 @@ import torch
 import transformers
 from transformers.utils import logging as hf_logging
 
-from kani_lite.engines.quantization import Int4Config, Int8Config, reading_files_piecewise
+from kani_lite.engines.quantization import (
+    Int4Config,
+    Int8Config,
+    PackedConfig,
+    quantization_of,
+    reading_files_piecewise,
+)
 from kani_lite.exceptions import EngineError, MissingModelDependencies
 
 from .hub import check_hub, is_fetched
@@ -25,6 +31,16 @@ _HQQ = "qmodel.pt"  # what hqq saves
 _WEIGHTS = ("*.safetensors", "*.bin", "*.safetensors.index.json", _HQQ)
 _LENGTH_NAMES = ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length", "max_seq_len", "seq_length")
 _NO_LENGTH = 10**9  # tokenizers without a length say 1e30
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
+_CONFIG_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "trust_remote_code", "subfolder", "gguf_file")
+_EXTRAS = {  # what transformers calls a package that it misses: what to install
+    "bitsandbytes": "kani-lite[bitsandbytes]",
+    "compressed-tensors": "kani-lite[compressed-tensors]",
+    "compressed_tensors": "kani-lite[compressed-tensors]",
+    "gptqmodel": "kani-lite[gptq]",
+    "optimum": "kani-lite[gptq]",
+    "gguf": "kani-lite[gguf]",
+}
 
 
 @dataclass
@@ -51,8 +67,15 @@ def find_source(
     options: dict[str, Any] = {"trust_remote_code": trust_remote_code}
     if not name:
         raise EngineError("The model's name is empty: give a folder, or a name on the Hugging Face hub.")
+    gguf = load_kwargs.get("gguf_file")
+    if gguf is None and name.endswith(".gguf") and os.path.isfile(name):
+        name, gguf = os.path.split(os.path.abspath(name))
+    options |= {} if gguf is None else {"gguf_file": gguf}
     if os.path.isdir(name):
-        _check_folder(Path(name), trust_remote_code)
+        if gguf is None:
+            _check_folder(Path(name), trust_remote_code)
+        else:
+            _check_gguf(Path(name), gguf)
         return Source(name, True, options | {"local_files_only": True})
     if os.path.isfile(name):
         raise EngineError(f"{name!r} is a file: give the folder that holds the model's config.json and weights.")
@@ -61,13 +84,19 @@ def find_source(
     )
     if meant_path:
         raise EngineError(f"There is no folder {name!r} (looked in {os.getcwd()!r}): check the path of the model.")
+    if is_fetched(name, options | load_kwargs):
+        return Source(name, False, options | {"local_files_only": True})
     options |= {} if token is None else {"token": token}
     where = options | load_kwargs
-    if is_fetched(name, where):
-        return Source(name, False, options | {"local_files_only": True})
     if not where.get("local_files_only"):
         check_hub(name, where)
     return Source(name, False, options)
+
+
+def _check_gguf(folder: Path, file: str) -> None:
+    if not (folder / file).is_file():
+        there = ", ".join(repr(path.name) for path in sorted(folder.glob("*.gguf"))[:5]) or "no GGUF file"
+        raise EngineError(f"The folder {str(folder)!r} has no file {file!r} (it has {there}): check gguf_file.")
 
 
 def _check_folder(folder: Path, trust_remote_code: bool) -> None:
@@ -100,31 +129,78 @@ def _check_folder(folder: Path, trust_remote_code: bool) -> None:
 def load_tokenizer(source: Source, tokenizer_cls: Any, kwargs: dict[str, Any]) -> Any:
     """Raises EngineError with the reason in one sentence."""
     loader = tokenizer_cls or transformers.AutoTokenizer
+    options = source.options | kwargs
+    if source.local and "gguf_file" not in kwargs and any(Path(source.name, file).is_file() for file in _TOKENIZERS):
+        options.pop("gguf_file", None)  # a tokenizer of its own says more than what a GGUF file keeps of one
     with _quiet(), _explained(source, "tokenizer"):
-        return loader.from_pretrained(source.name, **(source.options | kwargs))
+        return loader.from_pretrained(source.name, **options)
 
 
 def load_model(source: Source, model_cls: Any, kwargs: dict[str, Any], device: str | None) -> Any:
     """The model in evaluation mode, on `device` unless `device_map` or a quantisation says where its parts are.
 
-    Raises EngineError with the reason in one sentence, also if the checkpoint lacks weights.
+    A model that was quantised beforehand is run as it is; where that isn't possible on this device a warning says how
+    it runs instead. Raises EngineError with the reason in one sentence, also if the checkpoint lacks weights.
     """
     loader = model_cls or transformers.AutoModelForCausalLM
     if model_cls is None and Path(source.name, _HQQ).is_file():
         raise EngineError(f"The model in {source.described} was quantised by HQQ: load it with HqqEngine.")
+    options = source.options | kwargs
+    if isinstance(loader, type):  # of transformers, which reads config.json; others have files of their own
+        options = _as_it_is_quantized(source, options, device)
     quantizing = kwargs.get("quantization_config") is not None  # that takes a while: progress shows
     with _quiet(bars=quantizing), reading_files_piecewise(), _explained(source, "weights"):
-        model, info = loader.from_pretrained(source.name, output_loading_info=True, **(source.options | kwargs))
+        model, info = loader.from_pretrained(source.name, output_loading_info=True, **options)
     missing = sorted(info.get("missing_keys") or ())
     if missing:
         raise EngineError(
             f"The weights in {source.described} lack {len(missing)} tensors, the first is {missing[0]!r}: "
             "they are not those of a complete causal language model."
         )
+    for note in getattr(getattr(model, "hf_quantizer", None), "notes", ()):
+        warnings.warn(f"In {source.described} {note}", stacklevel=4)
     placed = getattr(model, "hf_device_map", None) or getattr(model, "is_quantized", False)
     if not placed:
         model.to(device or default_device())
     return model.eval()
+
+
+def _as_it_is_quantized(source: Source, options: dict[str, Any], device: str | None) -> dict[str, Any]:
+    """What transformers is to be told so that a model that was quantised beforehand loads on this device."""
+    config = options.get("config")
+    if config is None:
+        asked = {key: options[key] for key in _CONFIG_OPTIONS if key in options}
+        with _quiet(), _explained(source, "config"):
+            config = transformers.AutoConfig.from_pretrained(source.name, **asked)
+    found = {"quant_method": "gguf"} if options.get("gguf_file") else quantization_of(config)
+    if not found:
+        return options
+    method = str(found.get("quant_method", "bitsandbytes"))
+    also = options.get("quantization_config")
+    if also is not None and str(getattr(also.quant_method, "value", also.quant_method)) != method:
+        raise EngineError(f"The model in {source.described} is quantised already ({method}): leave quantize out.")
+    if method == "hqq":
+        raise EngineError(
+            f"The model in {source.described} was saved by transformers 4 with HQQ's layers, which transformers 5 "
+            "doesn't read: give the original model to HqqEngine, or have it saved with hqq's save_quantized."
+        )
+    place = options.get("device_map")
+    on_cpu = _is_cpu(place, device)
+    if on_cpu and PackedConfig.reads(found):
+        config.quantization_config = PackedConfig(found).to_dict()
+        own = {"config": config}
+        if options.get("dtype") == "auto" and getattr(config, "dtype", None) is torch.float16:
+            own["dtype"] = torch.bfloat16  # what the layers compute in, and CPUs are slow in float16
+        return {key: value for key, value in options.items() if key != "device_map"} | own
+    if place is None and method != "gguf" and not method.startswith("kani_"):
+        return options | {"device_map": {"": device or default_device()}}  # it can't be moved afterwards
+    return options
+
+
+def _is_cpu(device_map: Any, device: str | None) -> bool:
+    if device_map in (None, "auto"):
+        return (device or default_device()) == "cpu"
+    return device_map in ("cpu", {"": "cpu"})
 
 
 def default_device() -> str:
@@ -232,9 +308,10 @@ def _explained(source: Source, what: str) -> Iterator[None]:
     except EngineError:
         raise
     except ImportError as error:
+        named = (extra for package, extra in _EXTRAS.items() if package in str(error).lower())
         raise MissingModelDependencies(
             f"The {what} of {source.described} can't be loaded, a package is missing ({_short(error)}): "
-            "pip install 'kani-lite[huggingface]', or the package named here."
+            f"pip install '{next(named, 'kani-lite[huggingface]')}'"
         ) from error
     except Exception as error:  # transformers and the formats below it raise about everything
         raise EngineError(_reason(source, what, error)) from error

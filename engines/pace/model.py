@@ -12,13 +12,13 @@ from anyio.from_thread import start_blocking_portal
 from torch.nn.utils.rnn import pad_sequence
 
 from kani_lite.engines.huggingface import loading
+from kani_lite.engines.request import Streamer
 from kani_lite.engines.runtime.generator import RuntimeOptions
-from kani_lite.engines.runtime.request import Streamer
 from kani_lite.engines.runtime.sampler import AllLogprobs, Sampler
-from kani_lite.engines.runtime.text import StopStrings
-from kani_lite.engines.runtime.worker import Job, WaitingQueue
 from kani_lite.engines.sampling import SamplingParams
+from kani_lite.engines.text import StopStrings
 from kani_lite.engines.text_generation import Generation, TokenLogprobs
+from kani_lite.engines.worker import Job, WaitingQueue
 
 from .config import GREEDY_BELOW, KVCacheType, SamplingConfig, cache_name
 from .loading import TextEngine, find_model, load_tokenizer
@@ -156,7 +156,7 @@ class LLMModel:
             for place, row in enumerate(rows):
                 seed = None if params.seed is None else params.seed + place
                 own = params.merged(SamplingParams(seed=seed))
-                jobs.append(self.engine.submit(row, own, streamer=streamer, results=WaitingQueue()))
+                jobs.append(self.engine.submit(row, own, WaitingQueue(), streamer=streamer))
             return [_result(job) for job in jobs]
         finally:
             for job in jobs:

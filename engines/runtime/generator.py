@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from kani_lite.engines.request import Request
+from kani_lite.engines.text import Decode
 from kani_lite.exceptions import EngineError
 
 from .attention import AbandonedError, Part
@@ -16,10 +18,9 @@ from .cache import CacheManager
 from .kinds import CacheKind, check_name
 from .kv import CacheFullError
 from .linear import pack_linears
-from .request import Request, Running
+from .request import Running
 from .runner import make_runner
 from .scheduler import Scheduler
-from .text import Decode
 
 _WITHOUT_PACKING = ("bmc", "dynamic")  # the default, and what transformers' own cache is
 

@@ -1,54 +1,17 @@
-"""What the runtime is asked for, what it answers, and how far each request is."""
+"""How far each request is."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
 
 import torch
 
-from kani_lite.engines.sampling import SamplingParams
+from kani_lite.engines.request import Request
+from kani_lite.engines.text import Decode, Detokenizer, StopStrings
 from kani_lite.engines.text_generation import Generation, TokenLogprobs
 
 from .kv import SequenceCache
 from .sampler import Sampler, logprobs_of
-from .text import Decode, Detokenizer, StopStrings
-
-
-class Streamer(Protocol):
-    """A streamer as transformers has them: gets the prompt's ids, then each token's, then the end. Called on the
-    model's thread."""
-
-    def put(self, value: torch.Tensor) -> None: ...
-
-    def end(self) -> None: ...
-
-
-class Sink(Protocol):
-    """Where a request's results go. Called on the model's thread; must not block."""
-
-    def emit(self, item: Any) -> None:
-        """A piece of text (str), or last the Generation."""
-
-    def stopped(self) -> bool:
-        """Whether nobody wants the results any more."""
-
-    def fail(self, error: BaseException) -> None:
-        """There will be no Generation."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """One prompt to run. `banned` tokens are never chosen."""
-
-    prompt: list[int]
-    params: SamplingParams
-    sink: Sink
-    banned: Sequence[int] = ()
-    streamer: Streamer | None = None
-    submitted: float = field(default_factory=time.perf_counter)
 
 
 class Running:

@@ -8,8 +8,8 @@ from typing import Any
 from hypothesis import strategies as st
 
 from kani_lite.engines import SamplingParams
+from kani_lite.engines.request import Request
 from kani_lite.engines.runtime.generator import Generator, RuntimeOptions
-from kani_lite.engines.runtime.request import Request
 from kani_lite.engines.text_generation import Generation
 
 GREEDY = SamplingParams(temperature=0.0, max_tokens=12)

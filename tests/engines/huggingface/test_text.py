@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kani_lite.engines.runtime.text import Detokenizer, StopStrings
+from kani_lite.engines.text import Detokenizer, StopStrings
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ from transformers import LlamaForCausalLM
 
 from kani_lite.engines import SamplingParams
 from kani_lite.engines.runtime.sampler import AllLogprobs, Sampler, logprobs_of
-from kani_lite.engines.runtime.text import StopStrings
+from kani_lite.engines.text import StopStrings
 from kani_lite.engines.text_generation import TokenLogprobs
 from kani_lite.exceptions import EngineError
 from tests.support.runtime import GREEDY, add, drain, make_generator, run

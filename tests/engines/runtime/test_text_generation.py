@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from transformers import TextIteratorStreamer, TextStreamer
 
 from kani_lite.engines import HuggingEngine, SamplingParams
-from kani_lite.engines.runtime.sampler import params_of_model, with_defaults
+from kani_lite.engines.sampling import params_of_model, with_defaults
 from kani_lite.engines.text_generation import Generation, one_prompt
 from kani_lite.exceptions import EngineError, PromptError, PromptTooLong
 from kani_lite.messages import ChatMessage

@@ -11,21 +11,37 @@ import queue
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import anyio
 import anyio.lowlevel
 import anyio.to_thread
 
-from kani_lite.engines.sampling import SamplingParams
 from kani_lite.exceptions import EngineError
 
-from .generator import Generator
-from .request import Request, Streamer
+from .request import Request
+from .sampling import SamplingParams
 
 CLOSED = "This engine was closed; build a new one to go on."
+
+
+class Generator(Protocol):
+    """What a thread runs: requests that it was given, step by step. Called on the model's thread alone."""
+
+    @property
+    def busy(self) -> bool:
+        """Whether a request is left."""
+
+    def add(self, request: Request) -> None:
+        """Takes a request; what is wrong with it goes to its sink."""
+
+    def step(self) -> None:
+        """A part of the work so short that a cancelled request may wait for its end."""
+
+    def fail_all(self, error: BaseException) -> None:
+        """Ends every request with this error."""
 
 
 class Failure:
@@ -105,12 +121,12 @@ class Job:
         generator: Generator,
         prompt: list[int],
         params: SamplingParams,
-        banned: Sequence[int] = (),
-        streamer: Streamer | None = None,
         results: Channel | WaitingQueue | None = None,
+        **details: Any,
     ) -> None:
+        """`details` are further fields of the Request."""
         self._generator: Generator | None = generator
-        self._request: Request | None = Request(prompt, params, self, banned, streamer)
+        self._request: Request | None = Request(prompt, params, self, **details)
         self._cancelled = threading.Event()
         self.results = results or Channel()
 
