@@ -29,7 +29,8 @@ class BaseCompletion(ABC):
 
 class Completion(BaseCompletion):
     """A completion as plain values. `cached_tokens` of the prompt were reused; `seconds` is the time of generating, and
-    `first_token_seconds` that from the request to its first token, waiting included; `finish_reason` is "stop" or
+    `first_token_seconds` that from the request to its first token, waiting included; `seconds_per_token` is the mean
+    of those after it; `finish_reason` is "stop" or
     "length" where the engine knows it; `logprobs` one entry a token, if they were asked for."""
 
     def __init__(
@@ -41,6 +42,7 @@ class Completion(BaseCompletion):
         cached_tokens: int | None = None,
         seconds: float | None = None,
         first_token_seconds: float | None = None,
+        seconds_per_token: float | None = None,
         finish_reason: str | None = None,
         logprobs: Sequence[Any] | None = None,
     ) -> None:
@@ -50,6 +52,7 @@ class Completion(BaseCompletion):
         self.cached_tokens = cached_tokens
         self.seconds = seconds
         self.first_token_seconds = first_token_seconds
+        self.seconds_per_token = seconds_per_token
         self.finish_reason = finish_reason
         self.logprobs = logprobs
 

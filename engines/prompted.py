@@ -200,6 +200,7 @@ class PromptedEngine(TextGenerationEngine):
             cached_tokens=done.cached_tokens,
             seconds=done.seconds,
             first_token_seconds=done.first_token_seconds,
+            seconds_per_token=done.seconds_per_token,
             finish_reason=done.finish_reason,
             logprobs=done.logprobs,
         )

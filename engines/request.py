@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -48,3 +49,9 @@ class Request:
     streamer: Streamer | None = None
     functions: Sequence[AIFunction] = ()
     submitted: float = field(default_factory=time.perf_counter)
+
+    def abandon(self) -> None:
+        """It ends without a result. Whoever reads from the streamer in another thread must not wait for ever."""
+        if self.streamer is not None:
+            with suppress(Exception):  # it may be the streamer that failed, and that error is told already
+                self.streamer.end()

@@ -23,7 +23,7 @@ class SamplingParams(BaseModel):
 
     Only fields that were given count as set, so values merge: an engine's over the model's, a call's over the engine's.
     A field that nobody set is taken from the model's own `generation_config`, which also says whether it is greedy or
-    sampled. Naming `top_p`, `top_k` or `min_p` asks for sampling, at temperature 1 if none is given.
+    sampled. Naming `top_p`, `top_k`, `min_p` or `typical_p` asks for sampling, at temperature 1 if none is given.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -109,6 +109,8 @@ class SamplingParams(BaseModel):
         is the exception: switching it off explicitly counts."""
         if other is None:
             return self
+        if not isinstance(other, SamplingParams):  # a caller without a type checker
+            raise TypeError(f"SamplingParams merge with SamplingParams, not with {type(other).__name__}: {other!r:.80}")
         given = {name: getattr(other, name) for name in sorted(other.model_fields_set)}
         return self.model_copy(update={k: v for k, v in given.items() if v is not None or k == "top_k"})
 
@@ -150,19 +152,21 @@ def params_of_model(generation_config: Any) -> SamplingParams:
     def value(name: str) -> Any:
         return getattr(generation_config, name, None)
 
-    given = {name: value(name) for name in ("temperature", "top_p", "top_k", "min_p") if value("do_sample")}
+    given = {
+        name: value(name) for name in ("temperature", "top_p", "top_k", "min_p", "typical_p") if value("do_sample")
+    }
     given["do_sample"] = bool(value("do_sample"))
     given["repetition_penalty"] = value("repetition_penalty")
     return SamplingParams.from_kwargs(**given)
 
 
 def with_defaults(model: SamplingParams, user: SamplingParams) -> SamplingParams:
-    """The user's values over the model's. Asking for top_p, top_k or min_p of a greedy model means sampling."""
+    """The user's values over the model's. Asking a greedy model for top_p, top_k, min_p or typical_p means sampling."""
     merged = model.merged(user)
     if (
         model.greedy
         and "temperature" not in user.model_fields_set
-        and user.model_fields_set & {"top_p", "top_k", "min_p"}
+        and user.model_fields_set & {"top_p", "top_k", "min_p", "typical_p"}
     ):
         return merged.model_copy(update={"temperature": 1.0})
     return merged

@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
+import anyio.to_thread
 
 from kani_lite.exceptions import EngineError, PromptError, PromptTooLong
 from kani_lite.messages import ChatMessage
@@ -141,6 +142,19 @@ class TextGenerationEngine(BaseEngine):
         given = self.sampling.merged(sampling).merged(SamplingParams.from_kwargs(**hyperparams))
         return with_defaults(self.model_sampling, given)
 
+    def params_of_one(self, sampling: SamplingParams | None, hyperparams: Mapping[str, Any]) -> SamplingParams:
+        """The same for what can give one reply only. Raises EngineError if more are asked for."""
+        params = self.params(sampling, hyperparams)
+        if params.n > 1:
+            raise EngineError(f"n={params.n} replies can't go to one stream: leave out n, or use generate.")
+        return params
+
+    async def _ids(self, prompt: Prompt) -> list[int]:
+        """The ids of a prompt; a text is read on another thread, as a long one would hold the loop up."""
+        if isinstance(prompt, str):
+            return await anyio.to_thread.run_sync(self.token_ids, prompt)
+        return self.token_ids(prompt)
+
     def token_ids(self, prompt: Prompt) -> list[int]:
         """The ids that a prompt is run as."""
         text_or_ids = one_prompt(prompt)
@@ -164,8 +178,8 @@ class TextGenerationEngine(BaseEngine):
         self, prompt: Prompt, sampling: SamplingParams | None = None, streamer: Any = None, **hyperparams: Any
     ) -> AsyncGenerator[str | Generation]:
         """The text of one reply piece by piece, and last its Generation."""
-        params = self.params(sampling, hyperparams)
-        ids = self.token_ids(prompt)
+        params = self.params_of_one(sampling, hyperparams)
+        ids = await self._ids(prompt)
         self.check(ids)
         async with aclosing(self.run(ids, params, streamer=streamer)) as pieces:
             async for piece in pieces:
@@ -181,7 +195,7 @@ class TextGenerationEngine(BaseEngine):
         count, seed = all_values.n, all_values.seed
         if streamer is not None and count > 1:
             raise EngineError(f"n={count} replies can't go to one streamer: leave out n or the streamer.")
-        ids = self.token_ids(prompt)
+        ids = await self._ids(prompt)
         seeds = [None if seed is None else seed + i for i in range(count)]
         each = [params.model_copy(update={"n": 1}).merged(SamplingParams(seed=one)) for one in seeds]
         return GeneratedText(len(ids), await _together([partial(self._last, ids, one, streamer) for one in each]))
@@ -197,10 +211,7 @@ class TextGenerationEngine(BaseEngine):
         self, prompt: Prompt, sampling: SamplingParams | None = None, **hyperparams: Any
     ) -> AsyncGenerator[str]:
         """The text of one reply piece by piece. Raises what `generate` does."""
-        given = (sampling or SamplingParams()).merged(SamplingParams.from_kwargs(**hyperparams))
-        if (count := self.sampling.merged(given).n) > 1:
-            raise EngineError(f"n={count} replies can't go to one stream: leave out n, or use generate.")
-        async with aclosing(self.generations(prompt, given)) as pieces:
+        async with aclosing(self.generations(prompt, sampling, **hyperparams)) as pieces:
             async for piece in pieces:
                 if isinstance(piece, str):
                     yield piece

@@ -142,8 +142,14 @@ class Job:
         self._cancelled.set()
 
     def fail(self, error: BaseException) -> None:
-        self._generator = self._request = None
+        self.drop()
         self.emit(Failure(error))
+
+    def drop(self) -> None:
+        """It won't be run, if it hasn't begun."""
+        if self._request is not None:
+            self._request.abandon()
+        self._generator = self._request = None
 
     def begin(self) -> Generator:
         """Hands the request to its generator. A job that waits keeps the model alive; one that has begun does not, so
@@ -198,6 +204,7 @@ def _serve(state: _State) -> None:
 
 def _begin(job: Job) -> Generator | None:
     if job.stopped():
+        job.drop()
         return None
     try:
         return job.begin()

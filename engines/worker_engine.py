@@ -75,9 +75,10 @@ class WorkerEngine(TextGenerationEngine):
         self, prompt: Prompt, sampling: SamplingParams | None = None, streamer: Any = None, **hyperparams: Any
     ) -> Generation:
         """One reply, for code that isn't async; must not be called from an event loop, which it would block."""
+        params = self.params_of_one(sampling, hyperparams)
         ids = self.token_ids(prompt)
         self.check(ids)
-        job = self.submit(ids, self.params(sampling, hyperparams), WaitingQueue(), streamer=streamer)
+        job = self.submit(ids, params, WaitingQueue(), streamer=streamer)
         try:
             while not isinstance(item := job.wait(), Generation):
                 pass

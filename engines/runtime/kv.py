@@ -58,7 +58,7 @@ NewLayer = Callable[[int], KVLayer]  # from the layer's place in the model
 
 
 class DynamicKV(KVLayer):
-    """Exactly what is needed: each append makes new tensors. A fork is a view, so a shared beginning costs nothing."""
+    """Exactly what is needed: each append makes new tensors. A fork is a view until something is appended to it."""
 
     _keys: torch.Tensor
     _values: torch.Tensor

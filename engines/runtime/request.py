@@ -48,6 +48,8 @@ class Running:
 
     def begin(self, cache: SequenceCache) -> None:
         self.cache = cache
+        if self.wants_prompt_logprobs:
+            del self._prompt_logprobs[1:]  # it was put back half way, and its prompt is read anew
         if not self._started:
             self.cached_tokens = cache.length
             self._started = time.perf_counter()

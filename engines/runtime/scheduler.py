@@ -98,7 +98,12 @@ class Scheduler:
     def _over(self) -> bool:
         """Whether what is held, and what the running requests are about to add, is beyond the bound."""
         held = self._cache.nbytes + sum(one.cache.nbytes for one in self.running if one.cache is not None)
-        return held + sum(one.pending for one in self.running) * self._runner.token_bytes > self._kind.memory
+        return held + sum(map(self._growth, self.running)) * self._runner.token_bytes > self._kind.memory
+
+    def _growth(self, one: Running) -> int:
+        """Rows that a request is about to add: kinds grow in steps."""
+        known = len(one.tokens) - one.pending
+        return max(one.pending, self._kind.rows(len(one.tokens)) - self._kind.rows(known))
 
     def put_back_last(self) -> bool:
         """The request that came last waits again, without its cache; False if it is the only one."""

@@ -1,6 +1,6 @@
 """Many chats on one engine, with random cancels, errors and disconnects: nothing may be left over.
 
-    python -m tests.support.soak [--chats 1000] [--rounds 10]
+    python -m tests.support.soak [--chats 1000] [--rounds 10] [--cache bmc --cache paged]
 
 Prints what happened and raises AssertionError if a waiter, thread, task, block of cache or memory was left behind.
 """
@@ -25,6 +25,7 @@ import torch
 
 from kani_lite import ChatRole, Kani
 from kani_lite.engines import HuggingEngine, SamplingParams
+from kani_lite.engines.runtime.kv_blocks import BlockPools
 from tests.engines.huggingface.conftest import save_model
 
 _TEXTS = ["one two three", "hello there, how are you?", "the quick brown fox", "I am fine.", "jumps over the lazy dog"]
@@ -92,17 +93,17 @@ def poison(engine: HuggingEngine) -> None:
     engine.model.get_input_embeddings().register_forward_pre_hook(check)
 
 
-def make_engine(folder: Path) -> HuggingEngine:
+def make_engine(folder: Path, cache: str) -> HuggingEngine:
     """A tiny random model that breaks on one token, with memory for a few chats."""
     options: dict[str, Any] = {"max_context_size": 400, "temperature": 0.8, "max_tokens": 10, "max_batch_size": 16}
-    engine = HuggingEngine(save_model(folder), device="cpu", kv_cache_memory_gb=_MEMORY / 2**30, **options)
+    engine = HuggingEngine(save_model(folder), device="cpu", kv_cache_memory_gb=_MEMORY / 2**30, cache=cache, **options)
     poison(engine)
     return engine
 
 
-async def soak(folder: Path, chats: int, rounds: int, seed: int = 0) -> Counter[str]:
+async def soak(folder: Path, chats: int, rounds: int, cache: str = "bmc", seed: int = 0) -> Counter[str]:
     """Runs them and checks what is left."""
-    engine = await anyio.to_thread.run_sync(make_engine, folder)
+    engine = await anyio.to_thread.run_sync(make_engine, folder, cache)
     work = Soak(engine, random.Random(seed))
     before = await engine.generate("hello", temperature=0)
     limiter, memory = anyio.CapacityLimiter(_AT_ONCE), list[int]()
@@ -140,20 +141,25 @@ async def _check_engine(engine: HuggingEngine) -> None:
     assert held <= _MEMORY, held
     generator.cache.clear()
     assert generator.cache.nbytes == 0
+    pools = getattr(generator.runner, "_new_layer", None)
+    if isinstance(pools, BlockPools):
+        assert pools.held == 0, f"{pools.held} blocks that nobody has"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--chats", type=int, default=1000)
     parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--cache", action="append", help="a kind of cache; bmc on both loops and paged if not given")
     args = parser.parse_args()
     torch.set_num_threads(1)
+    runs = [("asyncio", kind) for kind in args.cache or ("bmc", "paged")] + [("trio", (args.cache or ["bmc"])[0])]
     with tempfile.TemporaryDirectory() as folder:
-        for backend in ("asyncio", "trio"):
+        for backend, cache in runs:
             begun = time.monotonic()
-            happened = anyio.run(soak, Path(folder), args.chats, args.rounds, backend=backend)
+            happened = anyio.run(soak, Path(folder), args.chats, args.rounds, cache, backend=backend)
             seconds = time.monotonic() - begun
-            print(f"{backend}: {args.chats} chats of {args.rounds} rounds in {seconds:.0f} s", dict(happened))
+            print(f"{backend}, {cache}: {args.chats} chats of {args.rounds} rounds in {seconds:.0f} s", dict(happened))
 
 
 if __name__ == "__main__":
