@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,6 +16,7 @@ from kani_lite.exceptions import EngineError
 from kani_lite.prompts.parsing import Format
 
 from . import loading
+from .adapters import Adapters, Switch
 
 
 class HuggingEngine(PromptedEngine, RuntimeEngine):
@@ -30,6 +31,9 @@ class HuggingEngine(PromptedEngine, RuntimeEngine):
     `max_cached_prompts` are kept, 0 keeps none. `cache` is the kind of their memory (docs/runtime.md). On a CPU,
     `pack_weights` lays the linear layers' weights out as its kernels read them: twice as fast for one chat; where the
     output layer shares its weight with the embedding it costs a copy of that.
+
+    `adapters`: LoRA adapters by name, each a folder that peft saved or its name on the hub, of which `adapter` is
+    active (by default the first); they go on quantised layers too. `use_adapter` changes it.
 
     Sampling: the model's generation_config, `sampling` and `hyperparams` of the engine, and those of a call, each over
     the one before (see SamplingParams).
@@ -52,6 +56,8 @@ class HuggingEngine(PromptedEngine, RuntimeEngine):
         model_cls: Any = None,
         model_load_kwargs: dict[str, Any] | None = None,
         quantize: Any = None,
+        adapters: Mapping[str, str | PathLike[str]] | None = None,
+        adapter: str | None = None,
         sampling: SamplingParams | None = None,
         chat_template_kwargs: dict[str, Any] | None = None,
         chat_template_reasoning_content_key: str | None = None,
@@ -70,6 +76,7 @@ class HuggingEngine(PromptedEngine, RuntimeEngine):
             raise EngineError(f"max_context_size={max_context_size} leaves no room: give a positive number of tokens.")
         memory = None if kv_cache_memory_gb is None else int(kv_cache_memory_gb * 2**30)
         runtime = RuntimeOptions(cache, memory, max_cached_prompts, max_batch_size, pack_weights)
+        self.adapters = Adapters(adapters or {}, adapter, token)
         options = loading.model_options(model_load_kwargs or {}, quantize, device)
         trusted = bool(options.pop("trust_remote_code", False))
         source = loading.find_source(model_id, token, trusted, options)
@@ -81,19 +88,30 @@ class HuggingEngine(PromptedEngine, RuntimeEngine):
         template_kwargs |= chat_template_kwargs or {}
         self.start_prompts(self.tokenizer, source.name, prompt_pipeline, tool_format, **template_kwargs)
         self.model = loading.load_model(source, model_cls, options, device)
+        self.adapters.put_on(self.model)
         self.max_context_size = max_context_size or loading.context_length(self.model.config, self.tokenizer, source)
         ends = loading.end_ids(self.model, self.tokenizer)
         tokenizer = self.tokenizer
         self.start_runtime(self.model, lambda ids: _decode(tokenizer, ids), ends, runtime)
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text; special tokens in it are recognised, none are added."""
-        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False)
+        """The ids of a text; special tokens in it are recognised, none are added. Half a surrogate pair, which no
+        tokenizer takes, becomes U+FFFD."""
+        if not text.isascii():
+            text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False, verbose=False)
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of these ids, special tokens included."""
         return _decode(self.tokenizer, ids)
+
+    async def use_adapter(self, name: str | None) -> None:
+        """Makes another of the engine's adapters the active one, or none; what was cached of prompts goes. Raises
+        EngineError for a name that it doesn't have, and while a request runs."""
+        job = Switch(self._running_generator(), self.adapters, name)
+        self._worker.submit(job)
+        await job.receive()
 
     def save_quantized(self, folder: str | PathLike[str]) -> Path:
         """Saves the quantised model and its tokenizer into a new folder, which loads as any other. Raises EngineError

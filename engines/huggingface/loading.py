@@ -32,7 +32,7 @@ _WEIGHTS = ("*.safetensors", "*.bin", "*.safetensors.index.json", _HQQ)
 _LENGTH_NAMES = ("max_position_embeddings", "n_positions", "n_ctx", "max_sequence_length", "max_seq_len", "seq_length")
 _NO_LENGTH = 10**9  # tokenizers without a length say 1e30
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
-_CONFIG_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "trust_remote_code", "subfolder", "gguf_file")
+_CONFIG_OPTIONS = ("revision", "cache_dir", "token", "local_files_only", "trust_remote_code", "subfolder")
 _EXTRAS = {  # what transformers calls a package that it misses: what to install
     "bitsandbytes": "kani-lite[bitsandbytes]",
     "compressed-tensors": "kani-lite[compressed-tensors]",
@@ -167,12 +167,8 @@ def load_model(source: Source, model_cls: Any, kwargs: dict[str, Any], device: s
 
 def _as_it_is_quantized(source: Source, options: dict[str, Any], device: str | None) -> dict[str, Any]:
     """What transformers is to be told so that a model that was quantised beforehand loads on this device."""
-    config = options.get("config")
-    if config is None:
-        asked = {key: options[key] for key in _CONFIG_OPTIONS if key in options}
-        with _quiet(), _explained(source, "config"):
-            config = transformers.AutoConfig.from_pretrained(source.name, **asked)
-    found = {"quant_method": "gguf"} if options.get("gguf_file") else quantization_of(config)
+    config = None if options.get("gguf_file") else _config_of(source, options)
+    found = {"quant_method": "gguf"} if config is None else quantization_of(config)
     if not found:
         return options
     method = str(found.get("quant_method", "bitsandbytes"))
@@ -182,11 +178,10 @@ def _as_it_is_quantized(source: Source, options: dict[str, Any], device: str | N
     if method == "hqq":
         raise EngineError(
             f"The model in {source.described} was saved by transformers 4 with HQQ's layers, which transformers 5 "
-            "doesn't read: give the original model to HqqEngine, or have it saved with hqq's save_quantized."
+            "doesn't read: load it with HqqEngine."
         )
     place = options.get("device_map")
-    on_cpu = _is_cpu(place, device)
-    if on_cpu and PackedConfig.reads(found):
+    if config is not None and PackedConfig.reads(found) and _is_cpu(place, device):
         config.quantization_config = PackedConfig(found).to_dict()
         own = {"config": config}
         if options.get("dtype") == "auto" and getattr(config, "dtype", None) is torch.float16:
@@ -195,6 +190,14 @@ def _as_it_is_quantized(source: Source, options: dict[str, Any], device: str | N
     if place is None and method != "gguf" and not method.startswith("kani_"):
         return options | {"device_map": {"": device or default_device()}}  # it can't be moved afterwards
     return options
+
+
+def _config_of(source: Source, options: dict[str, Any]) -> Any:
+    if options.get("config") is not None:
+        return options["config"]
+    asked = {key: options[key] for key in _CONFIG_OPTIONS if key in options}
+    with _quiet(), _explained(source, "config"):
+        return transformers.AutoConfig.from_pretrained(source.name, **asked)
 
 
 def _is_cpu(device_map: Any, device: str | None) -> bool:

@@ -57,10 +57,8 @@ class _Plan:
         return self.head if self.tied else None
 
 
-class _CpuQuantizer(HfQuantizer):  # type: ignore[misc]  # transformers is untyped
-    requires_calibration = False
-    plan: _Plan
-    trimmer: Trimmer
+class CpuQuantizer(HfQuantizer):  # type: ignore[misc]  # transformers is untyped
+    """What all formats for CPUs share."""
 
     def validate_environment(self, *args: Any, device_map: Any = None, **kwargs: Any) -> None:
         """Raises EngineError if parts of the model are to be anywhere but on the CPU."""
@@ -74,12 +72,23 @@ class _CpuQuantizer(HfQuantizer):  # type: ignore[misc]  # transformers is untyp
     def update_device_map(self, device_map: Any) -> None:
         """All of it is on the CPU; a map would make saving warn of offloading."""
 
-    def is_serializable(self) -> bool:
-        return True
-
     @property
     def is_trainable(self) -> bool:
         return False
+
+    @staticmethod
+    def replace(model: Any, name: str, module: nn.Module) -> None:
+        module._is_hf_initialized = True  # type: ignore[assignment]  # so that transformers doesn't draw new weights
+        model.set_submodule(name, module.eval())
+
+
+class _OwnQuantizer(CpuQuantizer):
+    requires_calibration = False
+    plan: _Plan
+    trimmer: Trimmer
+
+    def is_serializable(self) -> bool:
+        return True
 
     def param_needs_quantization(self, model: Any, param_name: str, **kwargs: Any) -> bool:
         module, _, name = param_name.rpartition(".")
@@ -105,7 +114,7 @@ class _CpuQuantizer(HfQuantizer):  # type: ignore[misc]  # transformers is untyp
             return
         for name in self.plan.linears:
             module = model.get_submodule(name)
-            self.replace(model, name, self.empty_linear(module, *_features(module)))
+            self.replace(model, name, self.empty_linear(module, *features(module)))
         if self.plan.embedding is not None:
             module = model.get_submodule(self.plan.embedding)
             width = module.embedding_dim
@@ -145,11 +154,6 @@ class _CpuQuantizer(HfQuantizer):  # type: ignore[misc]  # transformers is untyp
             return empty
         return TiedInt4Embedding(model.get_submodule(self.plan.head), dtype)
 
-    @staticmethod
-    def replace(model: Any, name: str, module: nn.Module) -> None:
-        module._is_hf_initialized = True  # type: ignore[assignment]  # so that transformers doesn't draw new weights
-        model.set_submodule(name, module.eval())
-
     # ==== the two formats ====
 
     def empty_linear(self, module: Any, in_features: int, out_features: int) -> nn.Module:
@@ -160,7 +164,7 @@ class _CpuQuantizer(HfQuantizer):  # type: ignore[misc]  # transformers is untyp
 
 
 @register_quantizer(INT4)
-class Int4Quantizer(_CpuQuantizer):
+class Int4Quantizer(_OwnQuantizer):
     """For Int4Config."""
 
     quantization_config: Int4Config
@@ -177,7 +181,7 @@ class Int4Quantizer(_CpuQuantizer):
 
 
 @register_quantizer(INT8)
-class Int8Quantizer(_CpuQuantizer):
+class Int8Quantizer(_OwnQuantizer):
     """For Int8Config."""
 
     quantization_config: Int8Config
@@ -192,7 +196,7 @@ class Int8Quantizer(_CpuQuantizer):
 class _Quantize(ConversionOps):  # type: ignore[misc]  # transformers is untyped
     """What transformers runs on each weight that `param_needs_quantization`, just read."""
 
-    def __init__(self, quantizer: _CpuQuantizer) -> None:
+    def __init__(self, quantizer: _OwnQuantizer) -> None:
         self._quantizer = quantizer
 
     def convert(
@@ -215,7 +219,7 @@ class _Quantize(ConversionOps):  # type: ignore[misc]  # transformers is untyped
         return left
 
 
-def _features(module: Any) -> tuple[int, int]:
+def features(module: Any) -> tuple[int, int]:
     """in_features and out_features."""
     if isinstance(module, Conv1D):
         return int(module.weight.shape[0]), int(module.weight.shape[1])
@@ -226,7 +230,7 @@ def _can_quantize(module: nn.Module, config: Any) -> bool:
     """Whether it is a plain linear layer large enough; subclasses may compute something else."""
     if type(module) is not nn.Linear and type(module) is not Conv1D:
         return False
-    in_features, out_features = _features(module)
+    in_features, out_features = features(module)
     return in_features * out_features >= _SMALLEST and _fitting_group(config, in_features) is not None
 
 

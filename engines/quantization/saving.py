@@ -20,17 +20,23 @@ def save_quantized(model: Any, tokenizer: Any, folder: str | os.PathLike[str]) -
     """Writes model and tokenizer into a new folder, which loads as any other; its config.json names the format.
 
     The folder appears when it is complete. Raises EngineError if the model isn't quantised, its format can't be saved,
-    or the folder is there and not empty.
+    adapters are on it, or the folder is there and not empty.
     """
     target = Path(folder).expanduser()
     quantizer = getattr(model, "hf_quantizer", None)
+    if any(getattr(module, "holds_adapters", False) for module in model.modules()):
+        raise EngineError("This model has adapters, which its format can't hold: save it from an engine without them.")
     if quantizer is None or not quantizer.is_serializable():
-        raise EngineError("This model isn't quantised in a format that can be saved: load it with quantize='4bit'.")
+        raise EngineError(
+            "This model isn't quantised in a format that can be saved: load it with quantize='4bit', or keep "
+            "the folder that it came from."
+        )
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
         raise EngineError(f"{str(target)!r} is there and not empty: give a new folder.")
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
+        _repair_scales(model)
         model.save_pretrained(unfinished)
         if tokenizer is not None:
             tokenizer.save_pretrained(unfinished)
@@ -43,6 +49,15 @@ def save_quantized(model: Any, tokenizer: Any, folder: str | os.PathLike[str]) -
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
     return target
+
+
+def _repair_scales(model: Any) -> None:
+    """bitsandbytes lays 4-bit weights out for a CPU's kernel when they first run, and back when they are saved; but
+    0.50 leaves the scales turned round unless they are quantised too, and the model in memory is wrong then as well."""
+    for module in model.modules():
+        state: Any = getattr(module._parameters.get("weight"), "quant_state", None)
+        if getattr(state, "packing_format_for_cpu", False) and not state.original_nested and state.absmax.dim() == 2:
+            state.absmax = state.absmax.t().reshape(-1).float()
 
 
 def _sync(path: Path) -> None:

@@ -10,19 +10,19 @@ import anyio
 import pytest
 import torch
 from pydantic import ValidationError
+from tiny import save_llama
 from transformers import AutoModelForCausalLM, BatchEncoding, TextStreamer
 
 from kani_lite.engines import GeneratorOutput, KVCacheType, LLMModel, SamplingConfig
 from kani_lite.engines.pace import AutoTokenizer
 from kani_lite.exceptions import EngineError, PromptError, PromptTooLong
-from tests.engines.huggingface.conftest import save_model
 
 TEXTS = ["the quick brown fox", "hello there, how are you? I am", "one"]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model(tmp_path_factory.mktemp("pace"))
+    return save_llama(tmp_path_factory.mktemp("pace"))
 
 
 @pytest.fixture(scope="module")

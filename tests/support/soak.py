@@ -26,7 +26,7 @@ import torch
 from kani_lite import ChatRole, Kani
 from kani_lite.engines import HuggingEngine, SamplingParams
 from kani_lite.engines.runtime.kv_blocks import BlockPools
-from tests.engines.huggingface.conftest import save_model
+from tests.support.tiny import save_llama
 
 _TEXTS = ["one two three", "hello there, how are you?", "the quick brown fox", "I am fine.", "jumps over the lazy dog"]
 _POISON = "\x07"  # a prompt with this character breaks the forward pass
@@ -96,7 +96,7 @@ def poison(engine: HuggingEngine) -> None:
 def make_engine(folder: Path, cache: str) -> HuggingEngine:
     """A tiny random model that breaks on one token, with memory for a few chats."""
     options: dict[str, Any] = {"max_context_size": 400, "temperature": 0.8, "max_tokens": 10, "max_batch_size": 16}
-    engine = HuggingEngine(save_model(folder), device="cpu", kv_cache_memory_gb=_MEMORY / 2**30, cache=cache, **options)
+    engine = HuggingEngine(save_llama(folder), device="cpu", kv_cache_memory_gb=_MEMORY / 2**30, cache=cache, **options)
     poison(engine)
     return engine
 

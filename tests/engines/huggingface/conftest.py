@@ -9,70 +9,25 @@ from typing import Any
 import anyio
 import anyio.to_thread
 import pytest
-import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from tiny import chatml_tokenizer, save_llama
 
 from kani_lite.engines import HuggingEngine
-
-CHATML = (
-    "{% if tools %}<|im_start|>system\n{{ tools | tojson }}<|im_end|>\n{% endif %}"
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
-    "{% for c in m.tool_calls or [] %}<tool_call>{{ c.function | tojson }}</tool_call>{% endfor %}<|im_end|>\n"
-    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<tool_call>", "</tool_call>"]
-TEXTS = ["the quick brown fox jumps over the lazy dog", "hello there, how are you? I am fine.", "one two three four"]
-
-
-def make_tokenizer() -> Any:
-    tok = Tokenizer(models.BPE())
-    tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tok.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=380, special_tokens=SPECIAL, initial_alphabet=alphabet, show_progress=False
-    )
-    tok.train_from_iterator(TEXTS * 4, trainer)
-    fast = PreTrainedTokenizerFast(tokenizer_object=tok, eos_token="<|im_end|>", pad_token="<|endoftext|>")
-    fast.chat_template = CHATML
-    return fast
-
-
-def save_model(folder: Path, **config: Any) -> Path:
-    tokenizer = make_tokenizer()
-    tokenizer.save_pretrained(folder)
-    torch.manual_seed(7)
-    values: dict[str, Any] = {
-        "vocab_size": len(tokenizer),
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 2048,
-        "initializer_range": 0.3,  # spread the logits: ties would make warm and cold differ by rounding
-        "bos_token_id": None,
-        "eos_token_id": tokenizer.eos_token_id,
-    }
-    LlamaForCausalLM(LlamaConfig(**(values | config))).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="session")
 def tokenizer() -> Any:
-    return make_tokenizer()
+    return chatml_tokenizer()
 
 
 @pytest.fixture(scope="session")
 def save() -> Callable[..., Path]:
     """Makes another tiny model: `save(folder, **config)`."""
-    return save_model
+    return save_llama
 
 
 @pytest.fixture(scope="session")
 def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model(tmp_path_factory.mktemp("tiny-llama"))
+    return save_llama(tmp_path_factory.mktemp("tiny-llama"))
 
 
 Load = Callable[..., Awaitable[HuggingEngine]]

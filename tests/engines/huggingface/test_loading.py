@@ -16,6 +16,7 @@ import bitsandbytes
 import pytest
 import torch
 from huggingface_hub.errors import RepositoryNotFoundError
+from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils import logging as hf_logging
 
@@ -195,6 +196,25 @@ async def test_bitsandbytes_really_quantises(load: Callable[..., Any], how: dict
     if not eight:
         assert layer.weight.quant_state.quant_type == "nf4"
     assert 1 <= ((await engine.predict(HELLO)).completion_tokens or 0) <= 4
+
+
+@pytest.mark.parametrize("double", [False, True], ids=["nf4", "double quantisation"])
+async def test_bitsandbytes_saved_and_loaded_again(load: Callable[..., Any], tmp_path: Path, double: bool) -> None:
+    """As transformers' own save_pretrained writes it, and from an engine that has run: the folder needs no options."""
+    config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=double)
+    engine = await load(temperature=0, max_tokens=6, quantize=config)
+    await anyio.to_thread.run_sync(engine.model.save_pretrained, tmp_path / "theirs")
+    await anyio.to_thread.run_sync(engine.tokenizer.save_pretrained, tmp_path / "theirs")
+    said = (await engine.predict(HELLO)).message.text
+    await anyio.to_thread.run_sync(engine.save_quantized, tmp_path / "ours")
+    for folder in ("ours", "theirs"):
+        again = await load(folder=tmp_path / folder, temperature=0, max_tokens=6)
+        assert isinstance(again.model.model.layers[0].mlp.up_proj, bitsandbytes.nn.Linear4bit)
+        assert (await again.predict(HELLO)).message.text == said
+        saved = load_file(tmp_path / folder / "model.safetensors")
+        assert any("nested_absmax" in key for key in saved) is double
+    other = [ChatMessage.user("one two three")]  # saving left the engine's own weights as they were
+    assert (await engine.predict(other)).message.text == (await again.predict(other)).message.text
 
 
 @pytest.mark.parametrize(("bits", "kind"), [("4bit", Int4Linear), ("8bit", Int8Linear)])

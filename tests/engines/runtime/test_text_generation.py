@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny import save_llama
 from transformers import TextIteratorStreamer, TextStreamer
 
 from kani_lite.engines import HuggingEngine, SamplingParams
@@ -21,7 +22,6 @@ from kani_lite.engines.sampling import params_of_model, with_defaults
 from kani_lite.engines.text_generation import Generation, one_prompt
 from kani_lite.exceptions import EngineError, PromptError, PromptTooLong
 from kani_lite.messages import ChatMessage
-from tests.engines.huggingface.conftest import save_model
 
 TEXT = "hello there, how are"
 CHAT = [ChatMessage.user("hello there")]
@@ -29,7 +29,7 @@ CHAT = [ChatMessage.user("hello there")]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model(tmp_path_factory.mktemp("tiny"))
+    return save_llama(tmp_path_factory.mktemp("tiny"))
 
 
 Load = Callable[..., Any]
