@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .huggingface.llama import LlamaEngine
     from .nano import NanoEngine
     from .pace import GeneratorOutput, KVCacheType, LLMModel, SamplingConfig
+    from .replay import RecordingEngine, ReplayEngine, StrictEngine, UnexpectedCall
     from .sampling import SamplingParams
     from .wrapper import WrapperEngine
 
@@ -27,8 +28,12 @@ _MODULES = {
     "LLMModel": "pace",
     "LlamaEngine": "huggingface.llama",
     "NanoEngine": "nano",
+    "RecordingEngine": "replay",
+    "ReplayEngine": "replay",
     "SamplingConfig": "pace",
     "SamplingParams": "sampling",
+    "StrictEngine": "replay",
+    "UnexpectedCall": "replay",
     "WrapperEngine": "wrapper",
 }
 
@@ -43,8 +48,12 @@ __all__ = [
     "LLMModel",
     "LlamaEngine",
     "NanoEngine",
+    "RecordingEngine",
+    "ReplayEngine",
     "SamplingConfig",
     "SamplingParams",
+    "StrictEngine",
+    "UnexpectedCall",
     "WrapperEngine",
 ]
 

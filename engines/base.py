@@ -86,6 +86,9 @@ class BaseEngine(ABC):
     """Merged into the call of the model when it may not call functions. An engine that keeps its prompt's prefix
     sets `{"tool_choice": "none"}` instead: it still gets the functions, and refuses calls."""
 
+    counts_exactly: ClassVar[bool] = True
+    """Whether `prompt_len` is exactly what the model is given; otherwise it is an estimate."""
+
     reuses_prefix: ClassVar[bool] = False
     """Whether keeping the start of the prompt the same saves work: history is then dropped in blocks."""
 

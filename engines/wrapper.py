@@ -36,6 +36,10 @@ class WrapperEngine(BaseEngine):
         return self.engine.disable_function_calling_kwargs
 
     @property
+    def counts_exactly(self) -> bool:  # type: ignore[override]  # a property in place of the attribute
+        return self.engine.counts_exactly
+
+    @property
     def reuses_prefix(self) -> bool:  # type: ignore[override]  # a property in place of the attribute
         return self.engine.reuses_prefix
 

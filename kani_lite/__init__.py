@@ -113,7 +113,7 @@ __all__ = [
     "prompts",
 ]
 
-_LAZY_MODULES = ("engines", "events", "exceptions", "formatters", "prompts")
+_LAZY_MODULES = ("engines", "events", "exceptions", "formatters", "prompts", "testing")
 # what most programs don't need is imported when it is first asked for
 _LAZY = {
     name: module
