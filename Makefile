@@ -46,6 +46,8 @@ bench: $(VENV)/.dev ## run the benchmarks
 	$(BIN)/python benchmarks/trim.py
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/runtime.py
+	$(BIN)/python benchmarks/four_bit.py
+	$(BIN)/python benchmarks/four_bit.py --random
 
 fuzz: $(VENV)/.dev ## a million random replies through the parsers of all formats (minutes)
 	$(BIN)/python tests/support/fuzz.py
