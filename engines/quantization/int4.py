@@ -10,7 +10,7 @@ so a state dict holds them plainly: two codes to a byte.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import Any, NamedTuple, Self
 
@@ -72,6 +72,7 @@ class Int4Linear(nn.Module):
     offsets: torch.Tensor
     _packed: torch.Tensor | None  # (blocks, in, half a block) uint8
     _table: torch.Tensor | None  # (in / group_size, padded out, scale and offset) bf16
+    _whole: tuple[Int4Linear] | None  # what it was joined into: in a tuple, so that it isn't registered as a module
 
     def __init__(
         self, in_features: int, out_features: int, bias: nn.Parameter | None = None, group_size: int = 64
@@ -79,7 +80,7 @@ class Int4Linear(nn.Module):
         super().__init__()
         self.in_features, self.out_features, self.group_size = in_features, out_features, group_size
         self.bias = bias
-        self._packed = self._table = None
+        self._packed = self._table = self._whole = None
         for name, empty in Portable.empty(out_features, in_features, group_size)._asdict().items():
             self.register_buffer(name, empty)
 
@@ -138,12 +139,46 @@ class Int4Linear(nn.Module):
             delattr(self, name)
         return self
 
+    @property
+    def packed(self) -> torch.Tensor | None:
+        """The codes in the kernel's layout; another tensor whenever the weight has changed."""
+        return self._packed
+
+    @staticmethod
+    def join(layers: Sequence[Int4Linear]) -> Int4Linear | None:
+        """One layer that gives the outputs of all these, of the same input, one after another. Their weights move into
+        it: from now on each holds a part of its memory. None if they don't fit: groups or inputs differ, or a layer
+        other than the last doesn't fill the kernel's blocks."""
+        if len({(layer.in_features, layer.group_size) for layer in layers}) != 1:
+            return None
+        biases = [layer.bias for layer in layers]
+        if any(layer.out_features % _BLOCK for layer in layers[:-1]) or len({bias is None for bias in biases}) != 1:
+            return None
+        parts = [layer.ready() for layer in layers]
+        known, out_features = layers[0]._whole, sum(layer.out_features for layer in layers)
+        shared = known is not None and all(layer._whole is known for layer in layers)
+        if known is not None and shared and known[0].out_features == out_features:
+            return known[0]  # several runtimes may use one model
+        with torch.device("meta"):
+            whole = Int4Linear(layers[0].in_features, out_features, None, layers[0].group_size)
+        for name in Portable._fields:
+            delattr(whole, name)
+        whole._packed, whole._table = torch.cat([p for p, _ in parts]), torch.cat([table for _, table in parts], 1)
+        if biases[0] is not None:
+            whole.bias = nn.Parameter(torch.cat([b.detach() for b in biases if b is not None]), requires_grad=False)
+        blocks = torch.split(whole._packed, [len(p) for p, _ in parts])
+        tables = torch.split(whole._table, [table.shape[1] for _, table in parts], 1)
+        known = (whole,)
+        for layer, block, table in zip(layers, blocks, tables, strict=True):
+            layer._packed, layer._table, layer._whole = block, table, known
+        return whole
+
     def unpack(self) -> Self:
         """Back into the portable form, in place; returns the layer."""
         if self.is_packed:
             for name, value in self.portable()._asdict().items():
                 self.register_buffer(name, value)
-            self._packed = self._table = None
+            self._packed = self._table = self._whole = None
         return self
 
     def portable(self) -> Portable:
@@ -170,7 +205,7 @@ class Int4Linear(nn.Module):
     @property
     def num_bytes(self) -> int:
         """What the weight takes in memory."""
-        return sum(part.nbytes for part in self._ready())
+        return sum(part.nbytes for part in self.ready())
 
     # ==== running ====
 
@@ -181,7 +216,7 @@ class Int4Linear(nn.Module):
 
     def rows(self, indices: torch.Tensor) -> torch.Tensor:
         """The weight's rows at `indices` (n,), dequantised to bf16: (n, in_features)."""
-        packed, table = self._ready()
+        packed, table = self.ready()
         block, order = _layout()
         place = indices % block if order is None else order[indices % block]
         halves = packed.view(-1, self.in_features, block // 2)[indices // block, :, place % (block // 2)]
@@ -191,7 +226,7 @@ class Int4Linear(nn.Module):
 
     def _tiles(self) -> Iterator[torch.Tensor]:
         """The padded weight in bf16, some rows at a time; each overwrites the one before."""
-        packed, table = self._ready()
+        packed, table = self.ready()
         step = max(1, _TILE // (self.in_features * _BLOCK))
         buffer = torch.empty(step * _BLOCK, self.in_features, dtype=torch.bfloat16)
         start = 0
@@ -203,7 +238,9 @@ class Int4Linear(nn.Module):
             yield tile
             start += len(tile)
 
-    def _ready(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def ready(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The weight as the kernel reads it, packed now if it wasn't: codes (blocks, in, half a block) uint8, scales
+        and offsets (in / group_size, padded out, 2) bf16. The latter isn't contiguous in a part of a joined layer."""
         if self._packed is None or self._table is None:
             self.pack()
         assert self._packed is not None
@@ -212,12 +249,12 @@ class Int4Linear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., in_features) -> (..., out_features), in x's dtype."""
-        packed, table = self._ready()
+        packed, table = self.ready()
         rows = x.reshape(-1, self.in_features).to(torch.bfloat16)
         if not len(rows):
             return x.new_empty(*x.shape[:-1], self.out_features)
         if len(rows) <= KERNEL_ROWS:
-            packed = packed.view(-1, self.in_features // 2)
+            packed, table = packed.view(-1, self.in_features // 2), table.contiguous()
             out: torch.Tensor = torch.ops.aten._weight_int4pack_mm_for_cpu(rows, packed, self.group_size, table)
         else:
             out = rows.new_empty(len(rows), table.shape[1])

@@ -29,6 +29,11 @@ class PackedLinear(nn.Module):
     def weight(self) -> torch.Tensor:
         return self._packed.to_dense()
 
+    @property
+    def packed(self) -> torch.Tensor:
+        """The weight as oneDNN's kernels read it."""
+        return self._packed
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """(..., in_features) -> (..., out_features)."""
         if not x.numel():

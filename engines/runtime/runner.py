@@ -14,6 +14,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWindowLayer
 
 from .attention import NAME, AbandonedError, Packed, Part
+from .decode import FusedStep
 from .kv import LayeredCache, NewLayer, SequenceCache
 
 _DIFFERENCE = 0.1  # of the logits' spread, between a packed and a plain pass: a sequence that saw another differs by 1
@@ -65,11 +66,24 @@ class PackedRunner(Runner):
         self._new_layer = new_layer
         self.windows: dict[int, int | None] = {}
         """The sliding window that each layer asked for in the last pass."""
+        self.fused: FusedStep | None = None
+        """Runs the passes of models that it knows."""
 
     def new_cache(self) -> SequenceCache:
         return LayeredCache(self._new_layer)
 
+    def fuse(self, texts: list[list[int]], expected: list[torch.Tensor]) -> None:
+        """Lets the fused step run the model from now on, if it knows it and gives the same logits after these texts.
+        Layers must have told their windows."""
+        self.fused = FusedStep.of(self._model, self.windows)
+        if self.fused is not None and _differ(_in_two(self, texts, 4), expected, _DIFFERENCE):
+            self.fused = None
+        if self.fused is not None:
+            self.attention += ", layers fused"
+
     def _pass(self, parts: Sequence[Part], stopped: Callable[[], bool]) -> list[torch.Tensor]:
+        if self.fused is not None and self.fused.applies:
+            return self.fused(parts, stopped)
         device = self._model.device
         ids = torch.tensor([[token for part in parts for token in part.ids]], device=device)
         positions = [p for part in parts for p in range(part.cache.length, part.cache.length + len(part.ids))]
@@ -269,6 +283,7 @@ def make_runner(model: Any, new_layer: NewLayer, context: int | None = None) -> 
         packed.token_bytes = plain.token_bytes
         reason = _trouble(packed, cache, texts, expected)
         if reason is None:
+            packed.fuse(texts, expected)
             return packed
     if cache.cache is None or not _goes_on(plain, texts, expected):
         plain, reason = PlainRunner(model, keeps=False), "it doesn't go on from transformers' caches"
