@@ -12,49 +12,62 @@ if TYPE_CHECKING:
     from .huggingface import HuggingEngine
     from .huggingface.llama import LlamaEngine
     from .nano import NanoEngine
+    from .openai import OpenAIEngine
     from .pace import GeneratorOutput, KVCacheType, LLMModel, SamplingConfig
+    from .registry import engine_from
     from .replay import RecordingEngine, ReplayEngine, StrictEngine, UnexpectedCall
     from .sampling import SamplingParams
     from .wrapper import WrapperEngine
+    from .wrappers import FallbackEngine, LimitEngine, RetryEngine
 
 _MODULES = {
     "BaseCompletion": "base",
     "BaseEngine": "base",
     "Completion": "base",
+    "FallbackEngine": "wrappers",
     "GeneratorOutput": "pace",
     "HqqEngine": "hqq",
     "HuggingEngine": "huggingface",
     "KVCacheType": "pace",
     "LLMModel": "pace",
+    "LimitEngine": "wrappers",
     "LlamaEngine": "huggingface.llama",
     "NanoEngine": "nano",
+    "OpenAIEngine": "openai",
     "RecordingEngine": "replay",
     "ReplayEngine": "replay",
+    "RetryEngine": "wrappers",
     "SamplingConfig": "pace",
     "SamplingParams": "sampling",
     "StrictEngine": "replay",
     "UnexpectedCall": "replay",
     "WrapperEngine": "wrapper",
+    "engine_from": "registry",
 }
 
 __all__ = [
     "BaseCompletion",
     "BaseEngine",
     "Completion",
+    "FallbackEngine",
     "GeneratorOutput",
     "HqqEngine",
     "HuggingEngine",
     "KVCacheType",
     "LLMModel",
+    "LimitEngine",
     "LlamaEngine",
     "NanoEngine",
+    "OpenAIEngine",
     "RecordingEngine",
     "ReplayEngine",
+    "RetryEngine",
     "SamplingConfig",
     "SamplingParams",
     "StrictEngine",
     "UnexpectedCall",
     "WrapperEngine",
+    "engine_from",
 ]
 
 

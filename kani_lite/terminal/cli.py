@@ -13,6 +13,7 @@ from typing import NoReturn
 
 from kani_lite.exceptions import KaniException
 
+from .engines_command import add_engines_parser, run_engines
 from .errors import DEBUG_VARIABLE, debugging, describe
 from .loading import ModelChoice, ModelLoader, check_model, load_engine
 from .prompt_command import add_prompt_parser, run_prompt
@@ -23,6 +24,7 @@ examples:
   kani-lite chat                         the model inside this package, with a few tools
   kani-lite chat Qwen/Qwen3-0.6B         a model from the Hugging Face hub
   kani-lite chat ./my-model --tools      a model in a folder
+  kani-lite chat http://localhost:8000/v1  a server that speaks OpenAI's API
   echo "what is 12*7?" | kani-lite chat  one message a line; prints the answers only
   kani-lite prompt nano chat.json        the exact prompt of a saved chat, with its tokens counted
 """
@@ -41,7 +43,12 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"kani-lite {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     chat = commands.add_parser("chat", allow_abbrev=False, help="chat in this terminal, or answer lines of a pipe")
-    chat.add_argument("model", nargs="?", metavar="MODEL", help="a folder or a hub name (default: the embedded model)")
+    chat.add_argument(
+        "model",
+        nargs="?",
+        metavar="MODEL",
+        help="a folder, a hub name, or ENGINE:MODEL?OPTIONS (see `kani-lite engines`; default: the embedded model)",
+    )
     chat.add_argument(
         "--tools",
         action=argparse.BooleanOptionalAction,
@@ -54,6 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
     chat.add_argument("--quantize", choices=["4bit", "8bit"], help="load the weights smaller (needs a MODEL)")
     chat.add_argument("--verbose", action="store_true", help="in a pipe, print the calls of tools to stderr")
     add_prompt_parser(commands, _positive)
+    add_engines_parser(commands)
     return parser
 
 
@@ -87,6 +95,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         warnings.simplefilter("ignore")
     if arguments.command == "prompt":
         return _status_of(lambda: run_prompt(arguments))
+    if arguments.command == "engines":
+        return _status_of(lambda: run_engines(arguments))
     choice = ModelChoice(arguments.model, arguments.context, arguments.quantize)
     loader = ModelLoader(lambda: load_engine(choice))
 

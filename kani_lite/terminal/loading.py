@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """The model that the user asked for; `name` None is the embedded one."""
+    """The model that the user asked for: a folder, a hub name, or a line that names an engine (see
+    `kani_lite.engines.registry`); `name` None is the embedded one."""
 
     name: str | None = None
     context: int | None = None
@@ -31,6 +32,11 @@ class ModelChoice:
 
 def check_model(choice: ModelChoice) -> None:
     """What can be known to fail without importing torch. Raises EngineError, or its subclass for missing packages."""
+    if choice.name is not None and names_engine(choice.name):
+        from kani_lite.engines.registry import check_installed, parse_line
+
+        check_installed(parse_line(choice.name).engine)
+        return
     for package in ("torch", "transformers"):
         if find_spec(package) is None:
             raise MissingModelDependencies(
@@ -53,6 +59,13 @@ def check_model(choice: ModelChoice) -> None:
         )
 
 
+def names_engine(name: str) -> bool:
+    """Whether this is a line that names an engine or gives it options, rather than a folder or a hub name alone."""
+    if name.lower().endswith(".gguf"):
+        return True
+    return (":" in name or "?" in name) and not Path(name).expanduser().exists()
+
+
 def _check_folder(folder: Path) -> None:
     config = folder / "config.json"
     if not config.is_file():
@@ -73,13 +86,17 @@ def load_engine(choice: ModelChoice) -> BaseEngine:
 
         nano: BaseEngine = NanoEngine()
         return nano
-    from kani_lite.engines import HuggingEngine
-
     options: dict[str, Any] = {}
     if choice.context is not None:
         options["max_context_size"] = choice.context
     if choice.quantize is not None:
         options["quantize"] = choice.quantize
+    if names_engine(choice.name):
+        from kani_lite.engines import engine_from
+
+        return engine_from(choice.name, **options)
+    from kani_lite.engines import HuggingEngine
+
     path = Path(choice.name).expanduser()
     engine: BaseEngine = HuggingEngine(str(path) if path.is_dir() else choice.name, **options)
     return engine

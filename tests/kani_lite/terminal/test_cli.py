@@ -126,7 +126,7 @@ def folder(path: Path, config: str | None) -> str:
 
 def test_folders_are_checked_before_anything_heavy_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loading, "find_spec", lambda name: object())
-    a_file = tmp_path / "model.gguf"
+    a_file = tmp_path / "model.bin"
     a_file.touch()
     for name, why in [
         (str(tmp_path / "nowhere"), "There is no folder"),
