@@ -21,7 +21,7 @@ $(VENV)/.chat: $(BIN)/python pyproject.toml constraints.txt
 
 $(VENV)/.dev: $(VENV)/.chat
 	@echo "Installing what the tests need (once) ..."
-	@$(PIP) -e '.[bitsandbytes,hqq,openai,dev]'
+	@$(PIP) -e '.[bitsandbytes,hqq,onnx-convert,openai,dev]'
 	@touch $@
 
 chat: $(VENV)/.chat ## talk to the embedded model (MODEL=name or folder for another)

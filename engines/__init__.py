@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .huggingface import HuggingEngine
     from .huggingface.llama import LlamaEngine
     from .nano import NanoEngine
+    from .onnx import OnnxEngine
     from .openai import OpenAIEngine
     from .pace import GeneratorOutput, KVCacheType, LLMModel, SamplingConfig
     from .registry import engine_from
@@ -33,6 +34,7 @@ _MODULES = {
     "LimitEngine": "wrappers",
     "LlamaEngine": "huggingface.llama",
     "NanoEngine": "nano",
+    "OnnxEngine": "onnx",
     "OpenAIEngine": "openai",
     "RecordingEngine": "replay",
     "ReplayEngine": "replay",
@@ -58,6 +60,7 @@ __all__ = [
     "LimitEngine",
     "LlamaEngine",
     "NanoEngine",
+    "OnnxEngine",
     "OpenAIEngine",
     "RecordingEngine",
     "ReplayEngine",

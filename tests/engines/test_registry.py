@@ -23,7 +23,8 @@ from kani_lite.engines import (
     registry,
 )
 from kani_lite.engines.nano import WEIGHTS
-from kani_lite.engines.registry import engine_from, engine_schemes, parse_line, read_options
+from kani_lite.engines.options import read_options
+from kani_lite.engines.registry import engine_from, engine_schemes, parse_line
 from kani_lite.exceptions import EngineError, MissingModelDependencies
 
 if TYPE_CHECKING:
