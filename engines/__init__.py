@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .registry import engine_from
     from .replay import RecordingEngine, ReplayEngine, StrictEngine, UnexpectedCall
     from .sampling import SamplingParams
+    from .vllm import VLLMEngine, VLLMServerEngine
     from .wrapper import WrapperEngine
     from .wrappers import FallbackEngine, LimitEngine, RetryEngine
 
@@ -43,6 +44,8 @@ _MODULES = {
     "SamplingParams": "sampling",
     "StrictEngine": "replay",
     "UnexpectedCall": "replay",
+    "VLLMEngine": "vllm",
+    "VLLMServerEngine": "vllm",
     "WrapperEngine": "wrapper",
     "engine_from": "registry",
 }
@@ -69,6 +72,8 @@ __all__ = [
     "SamplingParams",
     "StrictEngine",
     "UnexpectedCall",
+    "VLLMEngine",
+    "VLLMServerEngine",
     "WrapperEngine",
     "engine_from",
 ]

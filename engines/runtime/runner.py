@@ -10,12 +10,15 @@ from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
-from transformers import DynamicCache
-from transformers.cache_utils import DummyLayer, DynamicLayer, DynamicSlidingWindowLayer
+from transformers import DynamicCache, cache_utils
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from .attention import NAME, AbandonedError, Packed, Part
 from .decode import FusedStep
 from .kv import LayeredCache, NewLayer, SequenceCache
+
+# a layer that shares another's keys and values; older versions of transformers have none
+_NO_LAYER: tuple[type, ...] = tuple(filter(None, [getattr(cache_utils, "DummyLayer", None)]))
 
 _DIFFERENCE = 0.1  # of the logits' spread, between a packed and a plain pass: a sequence that saw another differs by 1
 
@@ -239,12 +242,12 @@ class PlainCache(SequenceCache):
     @property
     def keeps_pairs(self) -> bool:
         """Whether its layers have keys and values and nothing else, or share those of others."""
-        return self._consists_of(DynamicLayer, DynamicSlidingWindowLayer, DummyLayer)
+        return self._consists_of(DynamicLayer, DynamicSlidingWindowLayer, *_NO_LAYER)
 
     def has_window(self, index: int, window: int | None) -> bool:
         """Whether this layer sees so many tokens, None being all."""
         layer = self._layers[index] if index < len(self._layers) else None
-        return type(layer) is DummyLayer or (layer is not None and window == getattr(layer, "sliding_window", None))
+        return type(layer) in _NO_LAYER or (layer is not None and window == getattr(layer, "sliding_window", None))
 
     @property
     def nbytes(self) -> int:

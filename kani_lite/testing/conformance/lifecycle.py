@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import multiprocessing.resource_tracker
 import threading
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
@@ -271,4 +271,6 @@ def _children() -> Collection[int]:
         import psutil
     except ImportError:
         return [child.pid for child in multiprocessing.active_children() if child.pid is not None]
-    return [child.pid for child in psutil.Process().children(recursive=True)]
+    tracker = getattr(multiprocessing.resource_tracker, "_resource_tracker", None)  # the interpreter's own, and stays
+    own = {getattr(tracker, "_pid", None)}
+    return [child.pid for child in psutil.Process().children(recursive=True) if child.pid not in own]

@@ -94,7 +94,7 @@ async def completion_comes_last(probe: Probe) -> None:
 @case
 async def characters_are_whole(probe: Probe) -> str | None:
     """A character of several bytes is never split between two pieces of a stream."""
-    hot: dict[str, Any] = {"temperature": 3.0, "seed": 1, "max_tokens": 60} if probe.profile.sampling else {}
+    hot: dict[str, Any] = {"temperature": 2.0, "seed": 1, "max_tokens": 60} if probe.profile.sampling else {}
     seen = 0
     for extra in (dict[str, Any](), hot):
         if extra and await probe.sampled("seed", extra) is None:

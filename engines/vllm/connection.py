@@ -1,0 +1,133 @@
+"""Requests to vLLM's server over HTTP."""
+
+from __future__ import annotations
+
+import json
+import ssl
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from typing import Any
+
+from kani_lite.exceptions import EngineError
+
+from .package import http_client
+
+_SECONDS_TO_CONNECT = 10.0
+_SECONDS_FOR_HEALTH = 5.0
+_MOST_OF_AN_ERROR = 600  # characters
+
+
+class ConnectionBroken(EngineError):
+    """The server is gone, or may be about to go."""
+
+
+class Connection:
+    """Where a server is and how to ask it. `timeout`: the most seconds of silence; `local`: a server of our own, which
+    no proxy is asked for. Works on asyncio and on trio, and on several event loops: each request has a connection of
+    its own, and cutting that is how the server learns that nobody wants the reply any more."""
+
+    def __init__(self, address: str, api_key: str | None, timeout: float, *, local: bool) -> None:
+        self._httpx = http_client("VLLMServerEngine")
+        self.address = address.rstrip("/").removesuffix("/v1")
+        self._options: dict[str, Any] = {
+            "base_url": self.address,
+            "headers": {"Authorization": f"Bearer {api_key}"} if api_key else {},
+            "timeout": self._httpx.Timeout(timeout, connect=_SECONDS_TO_CONNECT),
+            "trust_env": not local,
+            "verify": ssl.create_default_context(),  # reading the certificates takes long: once, and not in a loop
+        }
+
+    def healthy(self) -> bool:
+        """Whether the server is up. Blocks."""
+        try:
+            with self._httpx.Client(**self._options) as client:
+                return bool(client.get("/health", timeout=_SECONDS_FOR_HEALTH).status_code == 200)
+        except self._httpx.TransportError:
+            return False
+
+    def models(self) -> dict[str, int]:
+        """The context's length of each model and adapter that the server has, by name. Blocks. Raises EngineError."""
+        try:
+            with self._httpx.Client(**self._options) as client:
+                answer = client.get("/v1/models", timeout=_SECONDS_TO_CONNECT)
+        except self._httpx.TransportError as error:
+            raise self._unreachable(error) from error
+        if answer.status_code != 200:
+            raise self._refusal(answer.status_code, answer.text)
+        found: dict[str, int] = {}
+        base = 0
+        for model in answer.json()["data"]:
+            base = model.get("max_model_len") or base  # adapters say none: it is that of their model
+            found[model["id"]] = base
+        return found
+
+    async def completion(self, body: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any]]:
+        """The chunks of the server's reply. Raises EngineError; ConnectionBroken if the server may be gone."""
+        try:
+            async with (
+                self._httpx.AsyncClient(**self._options) as client,
+                client.stream("POST", "/v1/completions", json=body) as answer,
+            ):
+                if answer.status_code != 200:
+                    raise self._refusal(answer.status_code, (await answer.aread()).decode("utf-8", "replace"))
+                if not body.get("stream"):
+                    yield _read(await answer.aread())
+                    return
+                ended = False
+                async with aclosing(answer.aiter_lines()) as lines:
+                    async for line in lines:
+                        data = line.removeprefix("data:").strip() if line.startswith("data:") else ""
+                        if data == "[DONE]":
+                            ended = True
+                        elif data:
+                            yield _read(data)
+                if not ended:
+                    raise self._cut("the stream ended before its end")
+        except self._httpx.ReadTimeout as error:
+            seconds = self._options["timeout"].read
+            raise EngineError(
+                f"The server at {self.address} was silent for timeout={seconds:g} seconds: it hangs, or has too much "
+                "to do."
+            ) from error
+        except self._httpx.TransportError as error:
+            raise self._cut(_said(error)) from error
+
+    def _cut(self, why: str) -> ConnectionBroken:
+        return ConnectionBroken(f"The connection to the server at {self.address} broke ({why}).")
+
+    def _unreachable(self, error: Exception) -> ConnectionBroken:
+        return ConnectionBroken(
+            f"There is no server at {self.address} ({_said(error)}): check the address, or start it."
+        )
+
+    def _refusal(self, status: int, text: str) -> EngineError:
+        if status in (401, 403):
+            return EngineError(f"The server at {self.address} wants another api_key ({status}).")
+        if status >= 500:
+            return ConnectionBroken(f"vLLM's server failed this request ({status}): {_message(text)}")
+        return EngineError(f"vLLM's server refuses this request ({status}): {_message(text)}")
+
+
+def _read(data: str | bytes) -> dict[str, Any]:
+    """One chunk. Raises ConnectionBroken if it tells of an error or isn't JSON."""
+    try:
+        chunk = json.loads(data)
+    except ValueError as error:
+        raise ConnectionBroken(f"vLLM's server sent what isn't JSON: {data[:80]!r}") from error
+    if not isinstance(chunk, dict) or "error" in chunk:
+        raise ConnectionBroken(f"vLLM's server failed this request: {_message(json.dumps(chunk))}")
+    return chunk
+
+
+def _message(text: str) -> str:
+    try:
+        found = json.loads(text)
+        found = found.get("error", found)
+        text = str(found.get("message", found) if isinstance(found, dict) else found)
+    except (ValueError, AttributeError):
+        pass  # plain text
+    return " ".join(text.split())[:_MOST_OF_AN_ERROR]
+
+
+def _said(error: Exception) -> str:
+    return str(error) or type(error).__name__
