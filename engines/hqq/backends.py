@@ -12,7 +12,8 @@ from torch import nn
 
 from kani_lite.exceptions import EngineError
 
-from .layers import HqqInt4Linear, HqqLinear, kernel_group
+from .int4 import int4_from_hqq, kernel_group
+from .layers import HqqLinear
 from .package import hqq_module
 from .weight import HqqWeight
 
@@ -141,12 +142,17 @@ def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
+def is_hqqs_own(backend: str) -> bool:
+    """Whether hqq makes the layer, for a GPU and with its bias."""
+    return KERNELS[backend].cuda
+
+
 def make_layer(backend: str, weight: HqqWeight, device: str) -> nn.Module:
     """The layer that computes with this weight, whose scales and zeros have the dtype that it computes in."""
     if backend == "pytorch":
         return HqqLinear(weight)
     if backend == "cpu_int4":
-        return HqqInt4Linear.from_hqq(weight)
+        return int4_from_hqq(weight)
     return _hqqs_own(backend, weight, device)
 
 

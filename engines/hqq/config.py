@@ -107,8 +107,27 @@ class LayerSettings:
         fitting = [pattern for pattern in self.by_pattern if _fits(pattern, name)]
         return self.by_pattern[max(fitting, key=len)] if fitting else None
 
-    def plan(self, shapes: Mapping[str, tuple[int, int]]) -> dict[str, HqqConfig]:
-        """The layers to quantise, of all linear layers (out_features, in_features) by name.
+    def for_embeddings(self, head: str) -> HqqConfig:
+        """How the embedding and the output layer of this name are quantised if both are to be: as it is named, or as
+        the other layers but to no less than 4 bits. Groups lie within rows, since rows are looked up.
+
+        Raises EngineError if the output layer is to be left out.
+        """
+        fitting = [pattern for pattern in self.by_pattern if pattern and _fits(pattern, head)]
+        named = self.of(head)
+        if fitting and named is None:
+            raise EngineError(
+                f"quantize_embeddings=True quantises the output layer too, and quantization_config leaves {head!r} as "
+                "it is: drop one of them."
+            )
+        setting = named or self.by_pattern.get("") or HqqConfig()
+        bits = setting.nbits if named else max(4, setting.nbits)
+        return setting.model_copy(update={"nbits": bits, "axis": 1})
+
+    def plan(
+        self, shapes: Mapping[str, tuple[int, int]], added: Mapping[str, HqqConfig] | None = None
+    ) -> dict[str, HqqConfig]:
+        """The layers to quantise, of all linear layers (out_features, in_features) by name; `added` says more of them.
 
         Raises EngineError for a pattern that fits none, and for a layer that its groups don't divide.
         """
@@ -117,11 +136,11 @@ class LayerSettings:
                 raise EngineError(
                     f"No linear layer is named {pattern!r}: this model's are {', '.join(sorted(_tags(shapes)))}."
                 )
-        chosen = {name: setting for name in shapes if (setting := self.of(name)) is not None}
+        chosen = {name: setting for name in shapes if (setting := self.of(name)) is not None} | dict(added or {})
         if not chosen:
             raise EngineError("No linear layer of this model would be quantised: check quantization_config.")
         for name, setting in chosen.items():
-            _check_shape(name, setting, shapes[name])
+            check_shape(name, setting, shapes[name])
         return chosen
 
 
@@ -140,7 +159,8 @@ def _tags(names: Iterable[str]) -> set[str]:
     return {tag(name) for name in names}
 
 
-def _check_shape(name: str, setting: HqqConfig, shape: tuple[int, int]) -> None:
+def check_shape(name: str, setting: HqqConfig, shape: tuple[int, int]) -> None:
+    """Raises EngineError if the groups don't divide a layer of this shape (out_features, in_features)."""
     group, weights = setting.group(shape), shape[0] * shape[1]
     rows = weights // group if setting.axis == 1 else group
     shared = {8: 1, 4: 2, 3: 1, 2: 4, 1: 8}[setting.nbits]  # rows of codes in one byte; 3 bits are padded

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.utils import logging as hf_logging
 
 from kani_lite.engines.huggingface import HuggingEngine, loading
 from kani_lite.engines.sampling import SamplingParams
@@ -26,13 +27,16 @@ _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch
 class HqqEngine(HuggingEngine):
     """Runs a model whose linear layers are in 8, 4, 3, 2 or 1 bits; everything else is as in HuggingEngine.
 
-    `model_id`: a model to quantise, or one that hqq quantised before (a folder or hub name with qmodel.pt).
-    `quantize_on_fly` says which is meant; None finds out.
+    `model_id`: a model to quantise, or one that hqq quantised before: a folder or hub name with qmodel.pt, or as
+    transformers 4 wrote it. `quantize_on_fly` says which is meant; None finds out. Each weight is quantised when it has
+    been read, with a progress bar: loading takes hardly more memory than the quantised model.
 
     `quantization_config`: an HqqConfig, what hqq's BaseQuantizeConfig returns, or a dict of them by names of layers, as
     `{"self_attn": {"nbits": 4}, "mlp": {"nbits": 3}, "q_proj": None}`: part of a name, hqq's own tag
     ("self_attn.q_proj") or a pattern with `*`; the longest decides, and None leaves a layer as it is. By default 4 bits
-    in groups of 64. The output layer is quantised only if it is named.
+    in groups of 64. The output layer is quantised only if it is named. `quantize_embeddings=True` quantises it and the
+    embedding, as it is named or as the other layers, to no less than 4 bits; where they share one weight they go on
+    sharing it. hqq itself doesn't read a folder with such an embedding.
 
     `backend`: what computes. `bitblas` (4, 2 and 1 bits), `torchao_int4` (4 bits, GPUs from Ampere on), `gemlite` and
     `marlin` need an NVIDIA GPU and mostly a package; `cpu_int4` (up to 4 bits) is torch's int4 kernel for CPUs;
@@ -65,6 +69,7 @@ class HqqEngine(HuggingEngine):
         model_cls: Any = None,
         model_load_kwargs: Mapping[str, Any] | None = None,
         model_kwargs: Mapping[str, Any] | None = None,
+        quantize_embeddings: bool = False,
         sampling: SamplingParams | None = None,
         default_sampling_params: SamplingParams | Mapping[str, Any] | None = None,
         chat_template: str | PathLike[str] | None = None,
@@ -77,7 +82,17 @@ class HqqEngine(HuggingEngine):
         _refuse_other_quantisation(load, kwargs)
         device = _device(device, load.pop("device_map", None))
         chosen = _dtype(dtype, load)
-        loader = HqqLoader(settings, quantize_on_fly, backend, chosen, device, compile, model_cls)
+        loader = HqqLoader(
+            settings,
+            quantize_on_fly,
+            backend,
+            chosen,
+            device,
+            compile,
+            model_cls,
+            quantize_embeddings,
+            progress=hf_logging.is_progress_bar_enabled(),
+        )
         template = {} if chat_template is None else {"chat_template": chat_template}
         super().__init__(
             model_id,
@@ -98,6 +113,8 @@ class HqqEngine(HuggingEngine):
         don't give the weights back."""
         if self.model is None:
             raise EngineError(CLOSED)
+        if self.adapters.names:
+            raise EngineError("hqq's format can't hold adapters: save the model from an engine without them.")
         if others := sorted(set(self.backends.values()) - _SAVEABLE):
             raise EngineError(
                 f"The weights are in the layout of {others[0]!r}, which can't be saved: load the model with "

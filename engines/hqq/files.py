@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pickle
 import tempfile
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,11 @@ import torch
 import transformers
 from torch import nn
 
+from kani_lite.engines.quantization.int4 import Int4Linear
 from kani_lite.exceptions import EngineError
 
+from .int4 import hqq_from_int4
+from .layers import HqqLinear
 from .weight import HqqWeight
 
 WEIGHTS = "qmodel.pt"
@@ -24,14 +26,14 @@ Weights = dict[str, dict[str, Any]]
 
 
 def read_weights(path: str | os.PathLike[str]) -> Weights:
-    """What hqq saved of each module by name. Tensors stay in the file until they are used.
+    """What hqq saved of each module by name.
 
     qmodel.pt is a pickle: only tensors, numbers, texts and containers are taken from it, and none of its code runs.
     Raises EngineError if it holds anything else.
     """
     try:
-        # old files of torch are no zip archives and can't be mapped
-        weights = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        # read and not mapped: what was used could not be given back before all is
+        weights = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise EngineError(
             f"{os.fspath(path)!r} holds more than tensors and numbers, so that loading it would run code: "
@@ -49,9 +51,8 @@ def module_states(model: nn.Module) -> Weights:
     own, it has parameters of modules that contain others too."""
     states: Weights = {}
     for name, module in model.named_modules():
-        weight = getattr(module, "hqq", None)
-        if isinstance(weight, HqqWeight):
-            states[name] = weight.state()
+        if (weight := hqq_weight(module)) is not None:
+            states[name.removesuffix(".table")] = weight.state()  # an embedding's, under its own name
         elif next(module.children(), None) is None:
             states[name] = dict(module.state_dict())
         else:
@@ -61,18 +62,24 @@ def module_states(model: nn.Module) -> Weights:
     return {name: state for name, state in states.items() if state}
 
 
-def put_states(model: nn.Module, states: Mapping[str, Mapping[str, Any]], device: str, dtype: torch.dtype) -> None:
+def hqq_weight(module: nn.Module) -> HqqWeight | None:
+    """A layer's weight in hqq's form; None for one that HQQ didn't quantise."""
+    if isinstance(module, HqqLinear):
+        return module.hqq
+    return hqq_from_int4(module) if isinstance(module, Int4Linear) else None
+
+
+def put_states(model: Any, states: Mapping[str, Mapping[str, Any]], device: str, dtype: torch.dtype) -> None:
     """Gives the modules that aren't quantised their parameters, in `dtype`, and buffers. Raises EngineError for a shape
     that isn't the model's, and if parameters are missing."""
     modules = dict(model.named_modules())
     for name, state in states.items():
-        if "W_q" in state or (module := modules.get(name)) is None:
+        if (module := modules.get(name)) is None:
             continue
         for key, value in state.items():
             _put(module, f"{name}.{key}".lstrip("."), key, value, device, dtype)
-    tied: Any = model
-    if isinstance(tied.get_output_embeddings(), nn.Linear):  # a quantised one has a weight of its own
-        tied.tie_weights()
+    if isinstance(model.get_output_embeddings(), nn.Linear):  # a quantised one has a weight of its own
+        model.tie_weights()
     missing = [name for name, value in model.named_parameters() if value.is_meta]
     if missing:
         raise EngineError(

@@ -1,4 +1,4 @@
-"""The layers that compute with a quantised weight: dequantising, or on the int4 kernel for CPUs."""
+"""The layer that dequantises a quantised weight for each call."""
 
 from __future__ import annotations
 
@@ -8,10 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from kani_lite.engines.quantization.int4 import GROUP_SIZES, Int4Linear, unpair
-
-from .package import pack
-from .weight import HqqWeight, part, trimmed, unpacker
+from .weight import HqqWeight, part, picked, trimmed, unpacker
 
 _TILE = 2**20  # weights dequantised at a time on a CPU: they stay in the cache until the matmul has read them
 
@@ -56,6 +53,14 @@ class HqqLinear(nn.Module):
     def num_bytes(self) -> int:
         """What the weight takes in memory."""
         return self.W_q.nbytes + sum(one.nbytes for one in _tensors(self._meta))
+
+    def rows(self, indices: torch.Tensor) -> torch.Tensor:
+        """The weight's rows at `indices` (n,), dequantised: (n, in_features). Groups lie within rows (axis 1)."""
+        meta = self._meta
+        groups = self.in_features // meta["group_size"]
+        where = (indices.unsqueeze(1) * groups + torch.arange(groups, device=indices.device)).flatten()
+        codes = picked(self.W_q, where, meta["packing"]).to(self.dtype)
+        return ((codes - part(meta, "zero")[where]) * part(meta, "scale")[where]).view(-1, self.in_features)
 
     def compile_forward(self) -> None:
         """Lets torch compile dequantising and matmul into one, when the layer first runs."""
@@ -113,59 +118,9 @@ def _multiplied(rows: torch.Tensor, packed: torch.Tensor, unpack: Any, meta: Map
     return rows @ dequantized(packed, unpack, meta).t()
 
 
-class HqqInt4Linear(Int4Linear):
-    """HQQ's codes of at most 4 bits along axis 1 on torch's int4 kernel for CPUs.
-
-    Fewer bits than 4 take the memory of 4 while they run, and are saved in their own. The zeros are kept beside the
-    kernel's table, which has them multiplied by the scales: the weight could not be saved as it was otherwise.
-    """
-
-    _meta: dict[str, Any]
-    zeros: torch.Tensor | None
-
-    @classmethod
-    def from_hqq(cls, weight: HqqWeight) -> HqqInt4Linear:
-        """`weight` has its scales and zeros in bf16."""
-        (out_features, in_features), group = weight.shape, weight.meta["group_size"]
-        size = kernel_group(group)
-        assert size is not None  # the backend was checked
-        scales, zeros = (
-            weight.part(name).reshape(out_features, -1).repeat_interleave(group // size, 1)
-            for name in ("scale", "zero")
-        )
-        codes = weight.codes().reshape(out_features, in_features)
-        layer = cls.from_codes(codes, scales, zeros, weight.bias, size)
-        assert isinstance(layer, cls)
-        layer._meta = {name: value for name, value in weight.meta.items() if name not in ("scale", "zero")}
-        layer.register_buffer("zeros", weight.meta.get("zero"), persistent=False)
-        return layer
-
-    @property
-    def num_bytes(self) -> int:
-        return super().num_bytes + sum(one.nbytes for one in _tensors(self._meta | {"zero": self.zeros}))
-
-    @property
-    def hqq(self) -> HqqWeight:
-        """The weight as it was, from the kernel's layout."""
-        state, meta = self.state_dict(), dict(self._meta)
-        if self.zeros is not None:
-            meta["zero"] = self.zeros
-        if not meta["quant_scale"]:
-            step = meta["group_size"] // self.group_size
-            meta["scale"] = state["scales"][:, ::step].reshape(-1, 1).contiguous()
-        codes = unpair(state["codes"]).reshape(-1, meta["group_size"])
-        bias = None if self.bias is None else self.bias.detach()
-        return HqqWeight(pack(codes, meta["packing"]), meta, bias)
-
-
 def _tensors(meta: Mapping[str, Any]) -> Iterator[torch.Tensor]:
     for value in meta.values():
         if isinstance(value, torch.Tensor):
             yield value
         elif isinstance(value, dict):
             yield from _tensors(value)
-
-
-def kernel_group(group: int) -> int | None:
-    """The largest group of the int4 kernel that fills one of HQQ's; None if none does."""
-    return next((size for size in sorted(GROUP_SIZES, reverse=True) if group % size == 0), None)

@@ -6,7 +6,11 @@ import warnings
 from importlib import import_module
 from typing import Any
 
+import torch
+
 from kani_lite.exceptions import MissingModelDependencies
+
+_PIECE = 2**18  # codes
 
 
 def hqq_module(name: str) -> Any:
@@ -24,5 +28,8 @@ def hqq_module(name: str) -> Any:
 
 
 def pack(codes: Any, packing: str) -> Any:
-    """Codes (rows, columns) as hqq keeps them: rows far apart share one byte, or one int32 for 3 bits."""
-    return getattr(hqq_module("core.bitpack").BitPack, f"pack_{packing}")(codes)
+    """Codes (rows, columns) as hqq keeps them: rows far apart share one byte, or one int32 for 3 bits. It is done by
+    columns, since hqq makes int32 of what it packs."""
+    function = getattr(hqq_module("core.bitpack").BitPack, f"pack_{packing}")
+    pieces = codes.split(max(1, _PIECE // len(codes)), 1)
+    return function(codes) if len(pieces) == 1 else torch.cat([function(piece) for piece in pieces], 1)

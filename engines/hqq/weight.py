@@ -15,8 +15,10 @@ from .config import HqqConfig
 from .package import hqq_module, pack
 
 PACKING = {8: "8bit_u8", 4: "4bit_u8", 3: "3bit_32", 2: "2bit_u8", 1: "1bit_u8"}
+SHARED = {"8bit_u8": (8, 1), "4bit_u8": (4, 2), "3bit_32": (3, 10), "2bit_u8": (2, 4), "1bit_u8": (1, 8)}
+"""The bits of a code, and the rows of codes that share one unit."""
 
-ITERATIONS = 20  # as hqq's solver
+_ITERATIONS = 20  # as hqq's solver
 _NEEDED = ("nbits", "group_size", "shape", "axis", "packing")
 
 
@@ -36,16 +38,15 @@ class HqqWeight:
         """Quantises (out_features, in_features); scales and zeros are rounded to `dtype`, as hqq does."""
         shape = (weight.shape[0], weight.shape[1])
         group = setting.group(shape)
-        iterations = ITERATIONS if setting.optimize else 0
         found = quantize(
             weight,
             setting.nbits,
             group,
             setting.axis,
-            iterations=iterations,
+            iterations=iterations(setting),
             least_squares=setting.least_squares,
         )
-        meta = _meta(setting.nbits, group, torch.Size(shape), setting.axis, dtype)
+        meta = new_meta(setting.nbits, group, torch.Size(shape), setting.axis, dtype)
         meta |= {"quant_scale": setting.quant_scale, "quant_zero": setting.quant_zero}
         columns = (-1, 1) if setting.axis == 1 else (1, -1)
         for name, values, group_size in (("scale", found.scales, 128), ("zero", found.zeros, None)):
@@ -93,9 +94,9 @@ class HqqWeight:
         return state if self.bias is None else state | {"bias": self.bias}
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> HqqWeight:
-        """A copy with scales and zeros in `dtype`, none of it still in a file's memory."""
-        bias = None if self.bias is None else self.bias.detach().to(device, dtype, copy=True)
-        packed = self.packed.to(device, copy=True).contiguous()
+        """On this device, with scales and zeros in `dtype`; what is so already is shared."""
+        bias = None if self.bias is None else self.bias.detach().to(device, dtype)
+        packed = self.packed.to(device).contiguous()
         return HqqWeight(packed, _cast(self.meta, device, dtype) | {"compute_dtype": dtype}, bias)
 
     def has(self, setting: HqqConfig) -> bool:
@@ -122,6 +123,11 @@ class HqqWeight:
         return trimmed(unpacker(self.meta["packing"])(self.packed, dtype=torch.uint8), self.meta)
 
 
+def iterations(setting: HqqConfig) -> int:
+    """Steps of the solver."""
+    return _ITERATIONS if setting.optimize else 0
+
+
 def part(meta: Mapping[str, Any], name: str) -> torch.Tensor:
     if not meta[f"quant_{name}"]:
         values: torch.Tensor = meta[name]
@@ -145,11 +151,21 @@ def trimmed(codes: torch.Tensor, meta: Mapping[str, Any]) -> torch.Tensor:
     return codes[: group if meta["axis"] == 0 else shape[0] * shape[1] // group]
 
 
+def picked(packed: torch.Tensor, where: torch.Tensor, packing: str) -> torch.Tensor:
+    """Rows `where` (n,) of the codes, (n, columns) int32, and no others unpacked: row r lies in row r % len(packed) of
+    what is packed, the first len(packed) rows in its highest bits."""
+    nbits, shared = SHARED[packing]
+    shifts = nbits * (shared - 1 - where // len(packed))
+    found: torch.Tensor = packed[where % len(packed)].to(torch.int32) >> shifts.unsqueeze(1).to(torch.int32)
+    return found.bitwise_and_(2**nbits - 1)
+
+
 def _unit(packing: str) -> torch.dtype:
     return torch.int32 if packing == "3bit_32" else torch.uint8
 
 
-def _meta(nbits: int, group: int | None, shape: torch.Size, axis: int, dtype: torch.dtype) -> dict[str, Any]:
+def new_meta(nbits: int, group: int | None, shape: torch.Size, axis: int, dtype: torch.dtype) -> dict[str, Any]:
+    """What hqq keeps beside the codes, without scales and zeros."""
     packing = PACKING[nbits]
     return {
         "nbits": nbits,
@@ -166,7 +182,7 @@ def _meta(nbits: int, group: int | None, shape: torch.Size, axis: int, dtype: to
 def _eight_bits(values: torch.Tensor, group: int | None, dtype: torch.dtype) -> tuple[torch.Tensor, dict[str, Any]]:
     """Scales or zeros in 8 bits as hqq's Quantizer makes them: along axis 0, without a group as a whole."""
     found = quantize(values, 8, group or values.numel(), 0, iterations=0)
-    meta = _meta(8, group, values.shape, 0, dtype)
+    meta = new_meta(8, group, values.shape, 0, dtype)
     shape = () if group is None else (1, -1)
     codes = found.codes.view(values.shape if group is None else (group, -1))
     return codes, meta | {"scale": found.scales.view(shape).to(dtype), "zero": found.zeros.view(shape).to(dtype)}
@@ -177,7 +193,7 @@ def _cast(meta: Mapping[str, Any], device: torch.device | str, dtype: torch.dtyp
     for name, value in meta.items():
         if isinstance(value, torch.Tensor):
             kind = dtype if value.is_floating_point() else value.dtype
-            cast[name] = value.detach().to(device, kind, copy=True).contiguous()
+            cast[name] = value.detach().to(device, kind).contiguous()
         elif isinstance(value, dict):
             cast[name] = _cast(value, device, dtype) | {"compute_dtype": dtype}
         else:

@@ -16,9 +16,11 @@ from pydantic import BaseModel
 
 from kani_lite.engines import HqqEngine, HuggingEngine
 from kani_lite.engines.hqq import HqqConfig
-from kani_lite.engines.hqq.layers import HqqInt4Linear, HqqLinear
+from kani_lite.engines.hqq.files import hqq_weight
+from kani_lite.engines.hqq.layers import HqqLinear
 from kani_lite.engines.hqq.package import hqq_module
 from kani_lite.engines.hqq.weight import HqqWeight
+from kani_lite.engines.quantization import Int4Linear
 from kani_lite.engines.sampling import SamplingParams
 from kani_lite.exceptions import EngineError, MissingModelDependencies
 from kani_lite.messages import ChatMessage
@@ -35,7 +37,13 @@ def logits(engine: HqqEngine) -> torch.Tensor:
 
 
 def layers(engine: HqqEngine) -> dict[str, Any]:
-    return {name: one for name, one in engine.model.named_modules() if isinstance(one, HqqLinear | HqqInt4Linear)}
+    return {name: one for name, one in engine.model.named_modules() if isinstance(one, HqqLinear | Int4Linear)}
+
+
+def weight_of(layer: Any) -> HqqWeight:
+    found = hqq_weight(layer)
+    assert found is not None
+    return found
 
 
 @pytest.mark.parametrize("axis", [1, 0])
@@ -90,7 +98,7 @@ def test_settings_by_layer(load: Load, tmp_path: Path) -> None:
         "*.1.*.q_proj": None,
     }
     engine = load(quantization_config=by_layer)
-    found = {name.removeprefix("model.layers."): one.hqq.meta["nbits"] for name, one in layers(engine).items()}
+    found = {name.removeprefix("model.layers."): weight_of(one).meta["nbits"] for name, one in layers(engine).items()}
     assert found["0.self_attn.q_proj"] == 4
     assert found["0.mlp.up_proj"] == 3
     assert found["0.mlp.down_proj"] == 8
@@ -104,7 +112,7 @@ def test_settings_by_layer(load: Load, tmp_path: Path) -> None:
 def test_the_output_layer_only_if_it_is_named(load: Load, save: Callable[..., Path], tmp_path: Path) -> None:
     tied = save(tmp_path / "model", tie_word_embeddings=True)
     engine = load(tied, quantization_config={"*": {"nbits": 4}, "lm_head": {"nbits": 8}})
-    assert layers(engine)["lm_head"].hqq.meta["nbits"] == 8
+    assert weight_of(layers(engine)["lm_head"]).meta["nbits"] == 8
     engine.save_quantized(tmp_path / "saved")
     assert torch.equal(logits(load(tmp_path / "saved")), logits(engine))
     assert "lm_head" not in layers(load(tied))
@@ -135,8 +143,8 @@ def test_loads_what_hqq_quantised_and_wrote(load: Load, model_dir: Path, tmp_pat
     plain.tokenizer.save_pretrained(tmp_path)
     engine = load(tmp_path, quantize_on_fly=False, quantization_config=config, backend=backend)
     layer, theirs = layers(engine)["model.layers.1.mlp.up_proj"], plain.model.model.layers[1].mlp.up_proj
-    assert torch.equal(layer.hqq.codes().view(128, 64), theirs.unpack(dtype=torch.uint8).view(128, 64))
-    assert torch.equal(layer.hqq.part("zero"), theirs.meta["zero"])
+    assert torch.equal(weight_of(layer).codes().view(128, 64), theirs.unpack(dtype=torch.uint8).view(128, 64))
+    assert torch.equal(weight_of(layer).part("zero"), theirs.meta["zero"])
     assert engine.generate_now(PROMPT).ids
 
 

@@ -138,15 +138,18 @@ def test_damaged_folders(quantized: Path, load: Callable[..., HqqEngine]) -> Non
     assert "none of the model" in refusal(quantized)
 
 
-def test_a_hub_name_without_hqqs_file(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_name_without_hqqs_file(monkeypatch: pytest.MonkeyPatch, quantized: Path) -> None:
     def missing(*_: Any, **__: Any) -> str:
         raise LocalEntryNotFoundError("not here")
 
     monkeypatch.setattr(loader_module, "hf_hub_download", missing)
     found = loader_module.HqqLoader(None, None, "auto", None, "cpu", False, None)
-    assert found._quantized_file("some/model", {}) is None
-    monkeypatch.setattr(loader_module, "hf_hub_download", lambda name, file, **_: f"/cache/{name}/{file}")
-    assert found._quantized_file("some/model", {}) == Path("/cache/some/model/qmodel.pt")
+    options = {"local_files_only": True}
+    assert found._quantized("some/model", options) is None
+    monkeypatch.setattr(loader_module, "hf_hub_download", lambda name, file, **_: str(quantized / file))
+    read = found._quantized("some/model", options)
+    assert read is not None
+    assert "W_q" in read()["model.layers.0.mlp.up_proj"]
 
 
 def test_backends_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
