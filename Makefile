@@ -4,10 +4,10 @@ BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 MODEL ?=
 .DEFAULT_GOAL := help
-.PHONY: help chat test test-vllm lint types bench fuzz soak docs train clean
+.PHONY: help chat test test-vllm test-llamacpp lint types bench fuzz soak docs train clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "kani_lite needs Python 3.11 or newer")'
@@ -45,6 +45,27 @@ $(VLLM)/.ready: tests/vllm/requirements.txt pyproject.toml
 test-vllm: $(VLLM)/.ready ## both vLLM engines on a CPU, with the embedded model (many minutes)
 	$(VLLM)/bin/pytest -p no:cacheprovider tests/vllm
 
+# in an environment of its own, since llama.cpp is compiled: once, in about ten minutes on two cores; `make clean` leaves
+# the wheel, and LLAMACPP_WHEELS may name a folder that outlives this one
+LLAMACPP = .venv-llamacpp
+LLAMACPP_VERSION = 0.3.36
+LLAMACPP_WHEELS ?= .wheels
+LLAMACPP_WHEEL = $(LLAMACPP_WHEELS)/llama_cpp_python-$(LLAMACPP_VERSION)-*.whl
+LLAMACPP_PIP = $(LLAMACPP)/bin/python -m pip --disable-pip-version-check
+
+$(LLAMACPP)/.ready: pyproject.toml constraints.txt
+	@$(PYTHON) -m venv $(LLAMACPP)
+	@ls $(LLAMACPP_WHEEL) >/dev/null 2>&1 || { \
+		echo "Compiling llama.cpp (once) ..."; \
+		CMAKE_ARGS="-DGGML_NATIVE=OFF -DLLAMA_CURL=OFF" $(LLAMACPP_PIP) wheel --quiet --no-deps \
+			-w $(LLAMACPP_WHEELS) llama-cpp-python==$(LLAMACPP_VERSION); }
+	@$(LLAMACPP_PIP) install --quiet -c constraints.txt $(LLAMACPP_WHEEL) -e '.[gguf,llamacpp]' \
+		blockbuster hypothesis pytest pytest-timeout trio
+	@touch $@
+
+test-llamacpp: $(LLAMACPP)/.ready ## LlamaCppEngine, with the embedded model (minutes; the first time more)
+	$(LLAMACPP)/bin/pytest -p no:cacheprovider tests/llamacpp tests/engines/llamacpp
+
 lint: $(VENV)/.dev ## ruff: rules and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -77,4 +98,4 @@ train: $(VENV)/.dev ## train the embedded model again (over an hour)
 	$(BIN)/python -m engines.nano.training.train
 
 clean: ## remove what was built and installed
-	rm -rf $(VENV) $(VLLM) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage *.egg-info
+	rm -rf $(VENV) $(LLAMACPP) $(VLLM) build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage *.egg-info

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .hqq import HqqEngine
     from .huggingface import HuggingEngine
     from .huggingface.llama import LlamaEngine
+    from .llamacpp import LlamaCppEngine
     from .nano import NanoEngine
     from .onnx import OnnxEngine
     from .openai import OpenAIEngine
@@ -33,6 +34,7 @@ _MODULES = {
     "KVCacheType": "pace",
     "LLMModel": "pace",
     "LimitEngine": "wrappers",
+    "LlamaCppEngine": "llamacpp",
     "LlamaEngine": "huggingface.llama",
     "NanoEngine": "nano",
     "OnnxEngine": "onnx",
@@ -61,6 +63,7 @@ __all__ = [
     "KVCacheType",
     "LLMModel",
     "LimitEngine",
+    "LlamaCppEngine",
     "LlamaEngine",
     "NanoEngine",
     "OnnxEngine",

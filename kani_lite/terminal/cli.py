@@ -13,6 +13,7 @@ from typing import NoReturn
 
 from kani_lite.exceptions import KaniException
 
+from .convert_command import add_convert_parser, run_convert
 from .engines_command import add_engines_parser, run_engines
 from .errors import DEBUG_VARIABLE, debugging, describe
 from .loading import ModelChoice, ModelLoader, check_model, load_engine
@@ -27,6 +28,7 @@ examples:
   kani-lite chat http://localhost:8000/v1  a server that speaks OpenAI's API
   echo "what is 12*7?" | kani-lite chat  one message a line; prints the answers only
   kani-lite prompt nano chat.json        the exact prompt of a saved chat, with its tokens counted
+  kani-lite convert gguf nano --type q8_0    a model as a GGUF file, for llama.cpp
 """
 
 
@@ -61,6 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
     chat.add_argument("--quantize", choices=["4bit", "8bit"], help="load the weights smaller (needs a MODEL)")
     chat.add_argument("--verbose", action="store_true", help="in a pipe, print the calls of tools to stderr")
     add_prompt_parser(commands, _positive)
+    add_convert_parser(commands)
     add_engines_parser(commands)
     return parser
 
@@ -97,6 +100,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _status_of(lambda: run_prompt(arguments))
     if arguments.command == "engines":
         return _status_of(lambda: run_engines(arguments))
+    if arguments.command == "convert":
+        return _status_of(lambda: run_convert(arguments))
     choice = ModelChoice(arguments.model, arguments.context, arguments.quantize)
     loader = ModelLoader(lambda: load_engine(choice))
 
