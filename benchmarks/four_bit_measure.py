@@ -190,19 +190,12 @@ def fitting_tokens(per_token: Callable[[list[int], int], float], ids: list[int],
     return max(_FEWEST, min(_MOST, int(seconds / per_token(ids, _FEWEST))))
 
 
-def speeds(
-    ours: Ours | None, peer: Peer | None, prompt: list[int], short: list[int], repeat: int, seconds: float
-) -> dict[str, float | None]:
-    """Medians, in seconds: reading `prompt`, and a token after `short` by `ours` and by `peer`, in turn, so that what
-    else the machine does hits both alike. Without `ours` the peer is the one that reads."""
-    reader = ours or peer
-    assert reader is not None
-    runs = {"per_token": ours, "peer_per_token": peer}
-    counts = {name: fitting_tokens(one.per_token, short, seconds) for name, one in runs.items() if one}
-    times: dict[str, list[float]] = {"prefill": [], "per_token": [], "peer_per_token": []}
+def speeds(one: Ours | Peer, prompt: list[int], short: list[int], repeat: int, seconds: float) -> dict[str, float]:
+    """Medians, in seconds: reading `prompt`, and a token after `short`. Alone in its process: OpenMP slows both of two
+    models down that threads of their own run, even if one is idle."""
+    count = fitting_tokens(one.per_token, short, seconds)
+    times: dict[str, list[float]] = {"prefill": [], "per_token": []}
     for _ in range(repeat):
-        times["prefill"].append(reader.seconds(prompt, 1))
-        for name, one in runs.items():
-            if one is not None:
-                times[name].append(one.per_token(short, counts[name]))
-    return {name: median(values) if values else None for name, values in times.items()}
+        times["prefill"].append(one.seconds(prompt, 1))
+        times["per_token"].append(one.per_token(short, count))
+    return {name: median(values) for name, values in times.items()}

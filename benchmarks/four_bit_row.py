@@ -75,8 +75,8 @@ def measure_peer(job: Job, device: str) -> dict[str, Any]:
     linear, whole = model_bytes(model)
     tokenizer = AutoTokenizer.from_pretrained(job.model)
     chosen, (prompt, short) = texts(job, tokenizer)
-    found: dict[str, Any] = speeds(None, Peer(model), prompt, short, job.repeat, job.seconds)
-    found["per_token"] = found["peer_per_token"]
+    found: dict[str, Any] = speeds(Peer(model), prompt, short, job.repeat, job.seconds)
+    found["peer_per_token"] = found["per_token"]
     parameters = model.num_parameters()
     reference, kind = model, "bf16"
     if free_bytes(device) > _BESIDE * 4 * parameters:
@@ -133,13 +133,10 @@ def measure_engine(job: Job, device: str) -> dict[str, Any]:
     used = memory.used
     chosen, (prompt, short) = texts(job, engine.tokenizer)
     linear, whole = model_bytes(engine.model)
-    found = quality(job, engine.model, chosen)
-    peer, beside = Peer(None), free_bytes(device) > _BESIDE * 2 * peer_result(job)["parameters"]
-    if beside:
-        peer = Peer(load_plain(job.model, torch.bfloat16, device))
-    found |= speeds(ours, peer if beside else None, prompt, short, job.repeat, job.seconds)
-    if not beside:
-        found["peer_per_token"] = peer_result(job)["per_token"]
+    # before this thread computes anything itself
+    found: dict[str, Any] = speeds(ours, prompt, short, job.repeat, job.seconds)
+    found |= quality(job, engine.model, chosen)
+    found["peer_per_token"] = peer_result(job)["per_token"]
     close(engine)
     return found | {
         "linear_bytes": linear,
@@ -147,7 +144,6 @@ def measure_engine(job: Job, device: str) -> dict[str, Any]:
         "peak_bytes": memory.peak,
         "used_bytes": used,
         "load_seconds": loading,
-        "peer_beside": beside,
         "backends": sorted(set(getattr(engine, "backends", {}).values())),
     }
 

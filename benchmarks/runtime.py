@@ -181,19 +181,21 @@ def engine_of_length(folder: Path) -> HuggingEngine:
 
 
 async def decode(repeat: int) -> None:
-    """Tokens a second of one chat, bf16, 430 M parameters, beside `model.generate`."""
+    """Tokens a second of one chat, bf16, 430 M parameters, beside `model.generate`. One after the other: OpenMP slows
+    both of two models down that threads of their own run, even if one is idle."""
     folder = random_llama(FOLDER, "430M", torch.bfloat16)
     engine = HuggingEngine(folder, temperature=0)
-    peer = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
     ids, new = engine.encode(words(60, 0)), 40
     ours, theirs = [], []
     for _ in range(repeat):
         result = (await engine.generate(ids, max_tokens=new, ignore_eos=True)).choices[0]
         ours.append(1 / (result.seconds_per_token or 1))
-        seconds = [await anyio.to_thread.run_sync(generate, peer, ids, n) for n in (1, new)]
+    await engine.close()
+    peer = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
+    for _ in range(repeat):
+        seconds = [generate(peer, ids, n) for n in (1, new)]
         theirs.append((new - 1) / (seconds[1] - seconds[0]))
     row("one chat, bf16, 430 M", median(ours), median(theirs), "generate", "1.3", "tokens/s")
-    await engine.close()
 
 
 def generate(model: Any, ids: list[int], new: int) -> float:
@@ -247,12 +249,16 @@ async def batching(repeat: int) -> None:
     peer = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
     config = GenerationConfig(max_new_tokens=16, min_new_tokens=16, do_sample=False, eos_token_id=-1, pad_token_id=0)
     ours, theirs, static = [], [], []
-    for i in range(repeat + 1):
-        shared = engine.encode(words(400, i))[:256]
-        prompts = [shared + engine.encode(words(40, i + j))[:16] for j in range(8)]
+    texts = [
+        [engine.encode(words(400, i))[:256] + engine.encode(words(40, i + j))[:16] for j in range(8)]
+        for i in range(repeat + 1)
+    ]
+    for prompts in texts:
         begun = time.perf_counter()
         await engine.generate_batch(prompts)
         ours.append(time.perf_counter() - begun)
+    await engine.close()  # its threads would slow the others down
+    for prompts in texts:
         begun = time.perf_counter()
         run = partial(peer.generate_batch, prompts, config, progress_bar=False, persistent_manager=True)
         await anyio.to_thread.run_sync(run)
@@ -264,7 +270,6 @@ async def batching(repeat: int) -> None:
     row("8 requests that share 256 of 272 tokens", median(ours), median(theirs[1:]), "transformers' generate_batch", "")
     row("the same", median(ours), theirs[0], "the first call of that", "")
     row("the same", median(ours), median(static), "a static batch", "")
-    await engine.close()
 
 
 async def cancel(repeat: int) -> None:

@@ -12,6 +12,7 @@ from kani_lite.engines.quantization import save_quantized
 from kani_lite.engines.runtime.engine import RuntimeEngine
 from kani_lite.engines.runtime.generator import RuntimeOptions
 from kani_lite.engines.sampling import SamplingParams
+from kani_lite.engines.worker import in_passing_thread
 from kani_lite.exceptions import EngineError
 from kani_lite.prompts.parsing import Format
 
@@ -87,6 +88,17 @@ class HuggingEngine(PromptedEngine, RuntimeEngine):
         template_kwargs = {"chat_template_reasoning_content_key": chat_template_reasoning_content_key}
         template_kwargs |= chat_template_kwargs or {}
         self.start_prompts(self.tokenizer, source.name, prompt_pipeline, tool_format, **template_kwargs)
+        in_passing_thread(lambda: self._load(source, model_cls, options, device, max_context_size, runtime))
+
+    def _load(
+        self,
+        source: loading.Source,
+        model_cls: Any,
+        options: dict[str, Any],
+        device: str | None,
+        max_context_size: int | None,
+        runtime: RuntimeOptions,
+    ) -> None:
         self.model = loading.load_model(source, model_cls, options, device)
         self.adapters.put_on(self.model)
         self.max_context_size = max_context_size or loading.context_length(self.model.config, self.tokenizer, source)

@@ -18,7 +18,7 @@ from kani_lite.engines.runtime.sampler import AllLogprobs, Sampler
 from kani_lite.engines.sampling import SamplingParams
 from kani_lite.engines.text import StopStrings
 from kani_lite.engines.text_generation import Generation, TokenLogprobs
-from kani_lite.engines.worker import Job, WaitingQueue
+from kani_lite.engines.worker import Job, WaitingQueue, in_passing_thread
 
 from .config import GREEDY_BELOW, KVCacheType, SamplingConfig, cache_name
 from .loading import TextEngine, find_model, load_tokenizer
@@ -87,9 +87,13 @@ class LLMModel:
         options = RuntimeOptions(cache_name(kv_cache_type), memory, max_batch_size=max_batch_size)
         source = find_model(model_name_or_path, trust_remote_code)
         tokenizer = load_tokenizer(source, tokenizer_name_or_path or tokenizer_path)
-        model = loading.load_model(source, None, loading.model_options({"dtype": dtype}, None, device), device)
-        self._config, self._generation_config = model.config, model.generation_config
-        self.engine = TextEngine(source, model, tokenizer, options)
+        load = loading.model_options({"dtype": dtype}, None, device)
+
+        def start() -> TextEngine:
+            return TextEngine(source, loading.load_model(source, None, load, device), tokenizer, options)
+
+        self.engine = in_passing_thread(start)
+        self._config, self._generation_config = self.engine.model.config, self.engine.model.generation_config
 
     def get_tokenizer(self) -> Any:
         """The tokenizer, which pads on the left."""
