@@ -34,7 +34,8 @@ class HqqConfig(BaseModel):
     optimize: bool = True
     """Searches for the best zeros; False rounds to the nearest."""
     least_squares: bool = False
-    """Ends with the scale and zero that fit the codes best, which hqq doesn't: much better at 2 bits."""
+    """Ends with the scale and zero that fit the codes best, which hqq doesn't: a smaller squared error, though not
+    always better answers (docs/benchmarks.md)."""
 
     @field_validator("nbits", "axis", mode="before")
     @classmethod
