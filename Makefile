@@ -4,7 +4,7 @@ BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 MODEL ?=
 .DEFAULT_GOAL := help
-.PHONY: help chat test test-vllm test-llamacpp lint types bench fuzz soak docs train clean
+.PHONY: help chat test coverage test-vllm test-llamacpp lint types bench fuzz soak docs train clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -28,6 +28,9 @@ chat: $(VENV)/.chat ## talk to the embedded model (MODEL=name or folder for anot
 	@$(BIN)/kani-lite chat $(MODEL)
 
 test: lint types ## lint, types of the built wheel, all tests
+	$(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal
+
+coverage: $(VENV)/.dev ## all tests again, with the branches that they reach
 	$(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal --cov --cov-report=term:skip-covered
 
 # in an environment of its own: the CPU build of vLLM pins what the others need newer

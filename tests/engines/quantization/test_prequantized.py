@@ -198,7 +198,7 @@ def test_equals_the_dequantised_model(tmp_path: Path, name: str) -> None:
         assert torch.equal(layer.weight, expected.weight), key
     assert type(model.lm_head) is torch.nn.Linear
     found, expected = logits(model), logits(plain)
-    assert (found - expected).norm() < 0.03 * expected.norm()  # the order of bf16's sums differs
+    assert (found - expected).norm() < 0.05 * expected.norm()  # the order of bf16's sums differs
 
 
 @pytest.mark.parametrize("name", ["gptq", "gptq activation order", "awq", "compressed asymmetric"])
