@@ -23,6 +23,7 @@ from .profile import CaseFailed, CaseSkipped
 
 _NAMES = ("Ada", "Ben", "Clara", "Dimitri", "Eve", "Fatima", "Giovanna", "Henrietta Maximiliana")
 _PIECES = 40  # of a long reply, enough to see whether the loop runs meanwhile
+_TRIES = 3  # on a busy machine a loop waits once for other processes; an engine that blocks it does so every time
 # threads that belong to the event loop, and wait there for the next work
 _OF_THE_LOOP = ("AnyIO worker thread", "Trio ", "trio.", "asyncio_", "tqdm", "Thread-tqdm")
 
@@ -135,9 +136,8 @@ async def cancelling_one_leaves_the_others(probe: Probe) -> None:
         await probe.still_says(before)
 
 
-@case
-async def event_loop_goes_on(probe: Probe) -> str:
-    """Other tasks run while the model generates: the loop is not blocked for the whole reply."""
+async def _longest_gap(probe: Probe) -> tuple[float, float]:
+    """Seconds that the loop stood still at most while a reply came, and seconds that the reply took."""
     turns = [anyio.current_time()]
 
     async def tick() -> None:
@@ -161,13 +161,20 @@ async def event_loop_goes_on(probe: Probe) -> str:
         end = anyio.current_time()
         group.cancel_scope.cancel()
     during = [start, *(turn for turn in turns if start < turn < end), end]
-    gap = max(after - before for before, after in pairwise(during))
-    if gap > 0.1 and gap > 0.8 * (end - start):
-        raise CaseFailed(
-            f"The event loop stood still for {gap:.2f} s of the {end - start:.2f} s that a reply took: run the model "
-            "in a thread or a process of its own."
-        )
-    return f"longest gap {gap * 1000:.0f} ms in {end - start:.2f} s"
+    return max(after - before for before, after in pairwise(during)), end - start
+
+
+@case
+async def event_loop_goes_on(probe: Probe) -> str:
+    """Other tasks run while the model generates: the loop is not blocked for the whole reply."""
+    for _ in range(_TRIES):
+        gap, whole = await _longest_gap(probe)
+        if gap <= 0.1 or gap <= 0.8 * whole:
+            return f"longest gap {gap * 1000:.0f} ms in {whole:.2f} s"
+    raise CaseFailed(
+        f"The event loop stood still for {gap:.2f} s of the {whole:.2f} s that a reply took: run the model "
+        "in a thread or a process of its own."
+    )
 
 
 # ==== closing ====
