@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from functools import partial
 
 from kani_lite.engines.request import Request
+from kani_lite.engines.running_numpy import Logits
 from kani_lite.engines.text import Decode
 from kani_lite.exceptions import EngineError
 
 from .grammar import CallGrammars
 from .library import NO_ROOM, Context
-from .request import Logits, Running
+from .request import Running
 from .slots import Slot, SlotPool
 
 _HEADROOM = 256  # tokens of a reply for which there should be room before a request begins beside others
@@ -83,7 +84,7 @@ class LlamaGenerator:
             return
         try:
             status = self._context.decode(
-                [(slot.sequence, one.known, tokens, one.wants_prompt) for one, slot, tokens in parts]
+                [(slot.sequence, one.known, tokens, one.wants_prompt_logprobs) for one, slot, tokens in parts]
             )
         except Exception as error:  # the library's own: what these sequences hold is unknown
             for one, _, _ in parts:
@@ -100,7 +101,7 @@ class LlamaGenerator:
         while not self._full and self._waiting and len(self._running) < self._options.max_batch_size:
             one = self._waiting[0]
             wanted = len(one.tokens) + min(one.left, _HEADROOM)
-            slot = self._pool.take(one.tokens, wanted, not one.wants_prompt)
+            slot = self._pool.take(one.tokens, wanted, not one.wants_prompt_logprobs)
             if slot is None:
                 return
             one.begin(slot)
@@ -111,7 +112,9 @@ class LlamaGenerator:
         left = self._context.batch_size
         parts = []
         for one in sorted(self._running, key=lambda each: len(each.pending) > 1):
-            most = left if not one.wants_prompt else min(left, max(1, _PROMPT_LOGITS // self._options.vocabulary))
+            most = (
+                left if not one.wants_prompt_logprobs else min(left, max(1, _PROMPT_LOGITS // self._options.vocabulary))
+            )
             tokens = one.tokens[one.known : one.known + most]
             if tokens and one.slot is not None:
                 parts.append((one, one.slot, tokens))
@@ -124,7 +127,7 @@ class LlamaGenerator:
             begin, start, at = one.known, at, at + len(tokens)
             slot.ids += tokens
             try:
-                if one.wants_prompt:
+                if one.wants_prompt_logprobs:
                     one.note_prompt(begin, len(tokens), partial(self._logits, start))
                 reason = one.choose(self._context.logits(at - 1)) if not one.pending else None
                 if reason is not None:
