@@ -55,3 +55,8 @@ class Request:
         if self.streamer is not None:
             with suppress(Exception):  # it may be the streamer that failed, and that error is told already
                 self.streamer.end()
+
+    def fail(self, error: BaseException) -> None:
+        """It ends with this error."""
+        self.abandon()
+        self.sink.fail(error)

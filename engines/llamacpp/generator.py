@@ -69,7 +69,7 @@ class LlamaGenerator:
         try:
             guide = self._grammars.guide(request.functions, ends) if self._grammars and request.functions else None
         except EngineError as error:  # a function whose schema has no grammar
-            return request.sink.fail(error)
+            return request.fail(error)
         self._waiting.append(Running(request, self._decode, ends, limit, guide))
 
     def step(self) -> None:
@@ -169,8 +169,7 @@ class LlamaGenerator:
     def _fail(self, one: Running, error: BaseException) -> None:
         if (slot := self._remove(one)) is not None:
             self._pool.drop(slot)
-        one.request.abandon()
-        one.request.sink.fail(error)
+        one.request.fail(error)
 
     def fail_all(self, error: BaseException) -> None:
         """Ends every request with this error."""

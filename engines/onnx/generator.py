@@ -60,7 +60,7 @@ class OnnxGenerator:
         room = self._pool.longest - size
         if room < 1:
             needed = (size + 1) * self._options.token_bytes
-            return request.sink.fail(
+            return request.fail(
                 EngineError(
                     f"A prompt of {size} tokens needs {needed:,} bytes for its keys and values, and there is room for "
                     f"{self._pool.longest} tokens: give the engine a larger kv_cache_memory_gb."
@@ -74,6 +74,7 @@ class OnnxGenerator:
         """One forward pass and what follows from it. Raises nothing that a request could cause."""
         for one in [*self._running, *self._waiting]:
             if one.request.sink.stopped():
+                one.request.abandon()
                 self._end(one)
         self._start()
         if self._running:
@@ -133,7 +134,7 @@ class OnnxGenerator:
     def _fail(self, one: Running, error: BaseException) -> None:
         if (slot := self._remove(one)) is not None:
             self._pool.drop(slot)
-        one.request.sink.fail(error)
+        one.request.fail(error)
 
     def fail_all(self, error: BaseException) -> None:
         """Ends every request with this error."""

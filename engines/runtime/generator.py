@@ -85,8 +85,7 @@ class Generator:
         room = min(self._context, self._scheduler.longest) - len(request.prompt)
         if room < 1:
             needed = (len(request.prompt) + 1) * self.runner.token_bytes
-            request.abandon()
-            return request.sink.fail(
+            return request.fail(
                 EngineError(
                     f"A prompt of {len(request.prompt)} tokens needs {needed:,} bytes for its keys and values, and "
                     f"there is room for {self._scheduler.longest} tokens: give the engine a larger kv_cache_memory_gb."
@@ -178,8 +177,7 @@ class Generator:
         self._scheduler.remove(one)
         if one.cache is not None:
             one.cache.free()
-        one.request.abandon()
-        one.request.sink.fail(error)
+        one.request.fail(error)
 
     def fail_all(self, error: BaseException) -> None:
         """Ends every request with this error."""

@@ -161,6 +161,11 @@ async def test_a_streamer_gets_the_prompt_and_each_token(engine: Any) -> None:
     done = await engine.generate(prompt("hello"), streamer=streamer, **GREEDY)
     assert streamer.got == [engine.encode(prompt("hello")), *([token] for token in done.ids)]
     assert streamer.ended == 1
+    left = Streamer()
+    async for _ in engine.generations(prompt("hello"), streamer=left, ignore_eos=True, max_tokens=1900):
+        break
+    await engine.generate(prompt("hello"), **GREEDY)  # the model has seen by now that nobody wants the first
+    assert left.ended == 1
 
 
 async def test_cancelling_frees_the_model(engine: Any) -> None:

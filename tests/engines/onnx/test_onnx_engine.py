@@ -230,9 +230,33 @@ async def test_a_streamer_gets_the_ids(load: Load) -> None:
         def put(self, value: Any) -> None:
             raise ValueError("broken streamer")
 
+    broken = Broken()
     with pytest.raises(ValueError, match="broken streamer"):
-        await engine.generate(some_ids(5), GREEDY, Broken())
+        await engine.generate(some_ids(5), GREEDY, broken)
+    assert broken.got == ["end"]
     assert (await generated(engine, some_ids(5))).ids == done.ids
+
+    left = Streamer()  # who reads it in another thread must not wait for ever
+    async with aclosing(engine.generations(some_ids(5), SamplingParams(ignore_eos=True), streamer=left)) as stream:
+        await anext(stream)
+    await generated(engine, some_ids(5))  # the model has seen by now that nobody wants the first
+    assert left.got[-1] == "end"
+
+
+async def test_a_streamer_of_a_prompt_without_memory_ends(load: Load) -> None:
+    class Ends:
+        ended = 0
+
+        def put(self, value: Any) -> None:
+            raise AssertionError("nothing is generated")
+
+        def end(self) -> None:
+            self.ended += 1
+
+    engine, streamer = await load(kv_cache_memory_gb=30 * 10240 / 2**30), Ends()
+    with pytest.raises(EngineError, match="larger kv_cache_memory_gb"):
+        await engine.generate(some_ids(40), GREEDY, streamer)
+    assert streamer.ended == 1
 
 
 def test_without_an_event_loop(fp32: Path) -> None:
