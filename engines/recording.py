@@ -7,14 +7,12 @@ all that came back. Reading one builds plain values only and executes nothing of
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from hashlib import sha256
 from inspect import signature
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import pydantic
 
@@ -23,6 +21,7 @@ from kani_lite.events import Delta, ReasoningDelta, TextDelta, ToolCallDelta, To
 from kani_lite.exceptions import EngineError
 from kani_lite.functions import AIFunction
 from kani_lite.messages import ChatMessage, ToolCall
+from kani_lite.new_files import write_atomically
 
 from .base import BaseCompletion, Completion
 
@@ -142,15 +141,7 @@ def write_recording(path: Path, text: str) -> None:
         raise EngineError(
             f"The folder {str(path.parent)!r} of the recording doesn't exist: make it, and call save() again."
         )
-    temporary = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
-    try:
-        with open(temporary, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_atomically(path, lambda file: file.write(text.encode()))
 
 
 # ==== values as JSON ====

@@ -9,18 +9,16 @@ from __future__ import annotations
 import inspect
 import os
 import re
-import stat
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
-from uuid import uuid4
 
 import pydantic
 from pydantic_core import PydanticSerializationError
 
 from .exceptions import KaniException
 from .messages import BaseModel, ChatMessage
+from .new_files import write_atomically
 
 if TYPE_CHECKING:
     import zipfile
@@ -82,7 +80,7 @@ def save(fp: PathLike, inst: HasMessages, *, save_format: SaveFormat | None = No
     kwargs.setdefault("fallback", repr)
     write = _write_json if save_format == "json" else _write_zip
     try:
-        _write_atomically(fp, lambda file: write(file, data, kwargs))
+        write_atomically(fp, lambda file: write(file, data, kwargs))
     except PydanticSerializationError as e:
         raise KaniException(f"{os.fspath(fp)!r} was not saved, since a message can't be written as JSON: {e}") from e
 
@@ -213,44 +211,3 @@ def _reason(error: Exception) -> str:
         first = error.errors(include_url=False, include_context=False, include_input=False)[0]
         return ": ".join(filter(None, (".".join(map(str, first["loc"])), first["msg"])))
     return f"{type(error).__name__}: {error}"
-
-
-# --- files ----------------------------------------------------------------------------------------------------------
-
-
-def _write_atomically(fp: PathLike, write: Callable[[IO[bytes]], None]) -> None:
-    """Writes beside the file and renames: whoever reads it, and whatever fails, it is the old one or the new one."""
-    path = Path(os.path.realpath(fp))
-    mode = _mode_to_keep(path)
-    temporary = path.with_name(f".kani-{uuid4().hex}.tmp")
-    # a new file gets what the umask leaves; the copy of a private one is private from the start
-    fd = os.open(temporary, _FLAGS, 0o666 if mode is None else 0o600)
-    try:
-        with open(fd, "wb") as file:
-            if mode is not None:
-                os.chmod(temporary, mode)
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
-
-
-def _mode_to_keep(path: Path) -> int | None:
-    """The mode of the file that is replaced; None if there is none. Raises OSError if it can't be written."""
-    try:
-        old = path.stat()
-    except FileNotFoundError:
-        return None
-    if stat.S_ISDIR(old.st_mode):
-        raise IsADirectoryError(f"{str(path)!r} is a folder: give the name of a file in it.")
-    if not stat.S_ISREG(old.st_mode):
-        raise OSError(f"{str(path)!r} is a device or a pipe: a chat is saved to a file.")
-    if not os.access(path, os.W_OK):
-        raise PermissionError(f"{str(path)!r} is write-protected: give another name, or make it writable.")
-    return stat.S_IMODE(old.st_mode)

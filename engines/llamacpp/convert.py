@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import tempfile
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kani_lite.exceptions import EngineError
+from kani_lite.new_files import new_file
 
 from .package import gguf_package
 
@@ -51,15 +51,8 @@ def convert(
     folder, name = _folder(model, token)
     target = _target(out, f"{name}-{type}.gguf")
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, unfinished = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-    os.close(handle)
-    try:
-        _write(folder, name, type, Path(unfinished))
-        Path(unfinished).chmod(0o666 & ~_umask())  # mkstemp's is for its owner alone
-        os.replace(unfinished, target)
-    except BaseException:
-        Path(unfinished).unlink(missing_ok=True)
-        raise
+    with new_file(target) as unfinished:
+        _write(folder, name, type, unfinished)
     return target
 
 
@@ -133,9 +126,6 @@ def _write_tensors(writer: Any, tensors: Sequence[NewTensor], kind: str, path: P
         writer.write_ti_data_to_file()
         for tensor in tensors:
             writer.write_tensor_data(quantize(tensor.values(), kinds[tensor.name]))
-        for file in writer.fout or ():
-            file.flush()
-            os.fsync(file.fileno())
     finally:
         writer.close()
 
@@ -154,9 +144,3 @@ def _json(path: Path) -> dict[str, Any]:
         return dict(json.loads(path.read_text("utf-8")))
     except (OSError, ValueError) as error:
         raise EngineError(f"{str(path)!r} can't be read ({error}): fetch it again.") from error
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from importlib.util import find_spec
 from os import PathLike
 from pathlib import Path
 from typing import IO, Any
 
 from kani_lite.exceptions import EngineError, MissingModelDependencies
+from kani_lite.new_files import new_folder
 
 from .files import CONFIG, read_folder
 
@@ -79,7 +77,7 @@ def convert(
     name = Path(source.name).name if source.local else source.name.split("/")[-1]
     name = _EMBEDDED if model == _EMBEDDED else name
     target = Path(out).expanduser() if out is not None else Path(f"{name}-onnx-{precision}")
-    with _new_folder(target) as unfinished:
+    with new_folder(target) as unfinished:
         _build(source, unfinished, precision, block_size)
         read_folder(unfinished)
     return target
@@ -137,36 +135,3 @@ def _last_words(log: IO[str]) -> str:
     log.seek(0)
     lines = [line.strip() for line in log.read().splitlines() if line.strip(" ~^")]  # which only point at a place
     return " | ".join(lines[-_LINES:]) or "it said nothing."
-
-
-@contextmanager
-def _new_folder(target: Path) -> Iterator[Path]:
-    """A folder beside `target`, which it becomes at the end if nothing goes wrong."""
-    if target.is_file() or (target.is_dir() and any(target.iterdir())):
-        raise EngineError(f"{str(target)!r} is there and not empty: give a new folder.")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        yield unfinished
-        _sync([*unfinished.iterdir(), unfinished])
-        unfinished.chmod(0o777 & ~_umask())  # mkdtemp's is for its owner alone
-        unfinished.replace(target)
-        _sync([target.parent])
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
-
-
-def _sync(paths: Sequence[Path]) -> None:
-    for path in paths:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +12,7 @@ import safetensors
 from transformers import modeling_utils
 
 from kani_lite.exceptions import EngineError
+from kani_lite.new_files import new_folder
 
 
 def save_quantized(model: Any, tokenizer: Any, folder: str | os.PathLike[str]) -> Path:
@@ -31,23 +30,11 @@ def save_quantized(model: Any, tokenizer: Any, folder: str | os.PathLike[str]) -
             "This model isn't quantised in a format that can be saved: load it with quantize='4bit', or keep "
             "the folder that it came from."
         )
-    if target.is_file() or (target.is_dir() and any(target.iterdir())):
-        raise EngineError(f"{str(target)!r} is there and not empty: give a new folder.")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
+    with new_folder(target) as unfinished:
         _repair_scales(model)
         model.save_pretrained(unfinished)
         if tokenizer is not None:
             tokenizer.save_pretrained(unfinished)
-        for file in unfinished.iterdir():
-            _sync(file)
-        unfinished.chmod(0o777 & ~_umask())
-        unfinished.replace(target)
-        _sync(target.parent)
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
     return target
 
 
@@ -58,20 +45,6 @@ def _repair_scales(model: Any) -> None:
         state: Any = getattr(module._parameters.get("weight"), "quant_state", None)
         if getattr(state, "packing_format_for_cpu", False) and not state.original_nested and state.absmax.dim() == 2:
             state.absmax = state.absmax.t().reshape(-1).float()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 @contextmanager
