@@ -7,6 +7,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, ClassVar
 
+from kani_lite.engines.limits import memory_bytes
 from kani_lite.engines.prompted import PromptedEngine
 from kani_lite.engines.quantization import save_quantized
 from kani_lite.engines.runtime.engine import RuntimeEngine
@@ -75,7 +76,7 @@ class HuggingEngine(PromptedEngine, RuntimeEngine):
         self.sampling = (sampling or SamplingParams()).merged(SamplingParams.from_kwargs(**hyperparams))
         if max_context_size is not None and max_context_size < 1:
             raise EngineError(f"max_context_size={max_context_size} leaves no room: give a positive number of tokens.")
-        memory = None if kv_cache_memory_gb is None else int(kv_cache_memory_gb * 2**30)
+        memory = memory_bytes(kv_cache_memory_gb)
         runtime = RuntimeOptions(cache, memory, max_cached_prompts, max_batch_size, pack_weights)
         self.adapters = Adapters(adapters or {}, adapter, token)
         options = loading.model_options(model_load_kwargs or {}, quantize, device)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from kani_lite.engines.limits import check_least, memory_bytes, quarter_of_memory
 from kani_lite.engines.prompted import PromptedEngine
 from kani_lite.engines.sampling import SamplingParams
 from kani_lite.engines.vllm.tools import CallStyle, call_style, strict_names
@@ -20,8 +20,6 @@ from .package import llamacpp_package
 if TYPE_CHECKING:
     from .library import Model
     from .options import LoadOptions
-
-_MEMORY = 2 * 2**30  # bytes for keys and values, where the system doesn't say how much memory there is
 
 
 class LlamaCppEngine(PromptedEngine, WorkerEngine):
@@ -76,7 +74,13 @@ class LlamaCppEngine(PromptedEngine, WorkerEngine):
     ) -> None:
         # arguments first: a typo must not cost the loading of a model
         self.sampling = (sampling or SamplingParams()).merged(SamplingParams.from_kwargs(**hyperparams))
-        _check_numbers(max_context_size, threads, kv_cache_memory_gb, max_cached_prompts, max_batch_size)
+        check_least(
+            max_context_size=(max_context_size, 0),
+            threads=(threads, 1),
+            max_cached_prompts=(max_cached_prompts, 0),
+            max_batch_size=(max_batch_size, 1),
+        )
+        memory = memory_bytes(kv_cache_memory_gb)
         for name in ("numpy", "llama_cpp"):  # what is imported below needs them
             llamacpp_package(name)
         from .files import ends_of, find_file, recommended, template_of
@@ -97,7 +101,6 @@ class LlamaCppEngine(PromptedEngine, WorkerEngine):
         name = model.metadata.get("general.name", path.stem)
         self.start_prompts(template_of(model, path), name, prompt_pipeline, tool_format, **template)
         style = self._call_style() if strict_tools else None
-        memory = None if kv_cache_memory_gb is None else int(kv_cache_memory_gb * 2**30)
         cells = self._cells(model, options, max_context_size or None, memory, max_batch_size)
         self._start(model, options, ends_of(model), style, (cells, max_batch_size, max_cached_prompts))
 
@@ -132,7 +135,7 @@ class LlamaCppEngine(PromptedEngine, WorkerEngine):
                 f"max_context_size={asked} needs {asked * each / 2**30:.3g} GB for its keys and values: give at least "
                 "as much kv_cache_memory_gb, or a smaller context."
             )
-        room = (_quarter_of_memory() if memory is None else memory) // each
+        room = (quarter_of_memory() if memory is None else memory) // each
         self.max_context_size = asked or min(trained, room)
         if self.max_context_size < 1:
             raise EngineError(f"kv_cache_memory_gb has no room for a token, which needs {each:,} bytes: give more.")
@@ -170,23 +173,3 @@ class LlamaCppEngine(PromptedEngine, WorkerEngine):
     async def close(self) -> None:
         await super().close()
         self.tokenizer.close()
-
-
-def _check_numbers(context: int | None, threads: int | None, memory_gb: float | None, kept: int, batch: int) -> None:
-    for name, value, least in (
-        ("max_context_size", context, 0),
-        ("threads", threads, 1),
-        ("max_cached_prompts", kept, 0),
-        ("max_batch_size", batch, 1),
-    ):
-        if value is not None and value < least:
-            raise EngineError(f"{name}={value} is too small: give at least {least}.")
-    if memory_gb is not None and not memory_gb > 0:
-        raise EngineError(f"kv_cache_memory_gb={memory_gb} is no amount of memory: give more than 0.")
-
-
-def _quarter_of_memory() -> int:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
-    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
-        return _MEMORY

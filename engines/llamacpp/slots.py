@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-_TAIL = 32  # tokens; re-rendering a reply changes about this much of its end
+from kani_lite.engines.prefix import TAIL, common_prefix
 
 
 class Cells(Protocol):
@@ -24,17 +24,6 @@ class Slot:
     sequence: int
     ids: list[int] = field(default_factory=list)
     shared: int = 0
-
-
-def common_prefix(a: Sequence[int], b: Sequence[int], step: int = 512) -> int:
-    """How many ids are the same at the start. Compares slices first: that loop is C."""
-    end = min(len(a), len(b))
-    at = 0
-    while at < end and a[at : min(at + step, end)] == b[at : min(at + step, end)]:
-        at = min(at + step, end)
-    while at < end and a[at] == b[at]:
-        at += 1
-    return at
 
 
 class SlotPool:
@@ -77,7 +66,7 @@ class SlotPool:
 
     def _from(self, best: Slot, length: int) -> Slot:
         """The best slot itself, if little of it would be lost; or another one that shares its cells."""
-        if best in self._idle and (len(best.ids) - length <= _TAIL or not self._unused):
+        if best in self._idle and (len(best.ids) - length <= TAIL or not self._unused):
             self._idle.remove(best)
             if length < len(best.ids):
                 self._cells.forget(best.sequence, length)

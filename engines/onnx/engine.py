@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from typing import Any, ClassVar
 
+from kani_lite.engines.limits import check_least, memory_bytes, quarter_of_memory
 from kani_lite.engines.prompted import PromptedEngine
 from kani_lite.engines.sampling import SamplingParams
 from kani_lite.engines.worker_engine import WorkerEngine
@@ -16,8 +16,6 @@ from kani_lite.prompts.parsing import Format
 
 from .files import ModelFolder, read_folder
 from .package import genai, onnx_package
-
-_MEMORY = 2 * 2**30  # bytes for keys and values, where the system doesn't say how much memory there is
 
 
 class OnnxEngine(PromptedEngine, WorkerEngine):
@@ -66,7 +64,13 @@ class OnnxEngine(PromptedEngine, WorkerEngine):
             raise EngineError(
                 "strict_tools=True isn't possible here, OnnxEngine has no grammar for calls: leave it out."
             )
-        _check_numbers(max_context_size, threads, kv_cache_memory_gb, max_cached_prompts, max_batch_size)
+        check_least(
+            max_context_size=(max_context_size, 1),
+            threads=(threads, 1),
+            max_cached_prompts=(max_cached_prompts, 0),
+            max_batch_size=(max_batch_size, 1),
+        )
+        memory = memory_bytes(kv_cache_memory_gb)
         package = genai()
         onnx_package("numpy")  # what runs the model needs it
         folder = read_folder(model_id)
@@ -78,7 +82,7 @@ class OnnxEngine(PromptedEngine, WorkerEngine):
         template |= {"chat_template_reasoning_content_key": chat_template_reasoning_content_key}
         template |= chat_template_kwargs or {}
         self.start_prompts(folder.template, folder.path.name, prompt_pipeline, tool_format, **template)
-        memory = _memory() if kv_cache_memory_gb is None else int(kv_cache_memory_gb * 2**30)
+        memory = quarter_of_memory() if memory is None else memory
         self._start(package, folder, threads, memory, max_batch_size, max_cached_prompts)
 
     def _start(
@@ -104,32 +108,11 @@ class OnnxEngine(PromptedEngine, WorkerEngine):
         return self.tokenizer.decode(ids)
 
 
-def _check_numbers(context: int | None, threads: int | None, memory_gb: float | None, kept: int, batch: int) -> None:
-    for name, value, least in (
-        ("max_context_size", context, 1),
-        ("threads", threads, 1),
-        ("max_cached_prompts", kept, 0),
-        ("max_batch_size", batch, 1),
-    ):
-        if value is not None and value < least:
-            raise EngineError(f"{name}={value} is too small: give at least {least}.")
-    if memory_gb is not None and not memory_gb > 0:
-        raise EngineError(f"kv_cache_memory_gb={memory_gb} is no amount of memory: give more than 0.")
-
-
 def _context(folder: ModelFolder, asked: int | None) -> int:
     most = folder.config.context_length
     if asked is not None and asked > most:
         raise EngineError(f"max_context_size={asked} is more than this model can read here: give at most {most}.")
     return asked or most
-
-
-def _memory() -> int:
-    """A quarter of the machine's memory."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
-    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
-        return _MEMORY
 
 
 def _load(package: Any, folder: ModelFolder, threads: int | None) -> Any:

@@ -8,21 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from kani_lite.engines.prefix import TAIL, common_prefix
+
 _SMALLEST = 512  # tokens; smaller slots would be left after a round or two
-_TAIL = 32  # tokens; re-rendering a reply changes about this much of its end
 
 MakeSlot = Callable[[int], "Slot"]
-
-
-def common_prefix(a: Sequence[int], b: Sequence[int], step: int = 512) -> int:
-    """How many ids are the same at the start. Compares slices first: that loop is C."""
-    end = min(len(a), len(b))
-    at = 0
-    while at < end and a[at : min(at + step, end)] == b[at : min(at + step, end)]:
-        at = min(at + step, end)
-    while at < end and a[at] == b[at]:
-        at += 1
-    return at
 
 
 class Slot:
@@ -95,7 +85,7 @@ class SlotPool:
         if not length:
             return None
         slot = next(slot for slot, same in zip(reversed(usable), reversed(shared), strict=True) if same == length)
-        if len(slot.ids) - length > max(_TAIL, length) and self._tokens() + _SMALLEST <= self._most_tokens:
+        if len(slot.ids) - length > max(TAIL, length) and self._tokens() + _SMALLEST <= self._most_tokens:
             return None
         self._idle.remove(slot)
         try:

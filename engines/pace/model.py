@@ -12,6 +12,7 @@ from anyio.from_thread import start_blocking_portal
 from torch.nn.utils.rnn import pad_sequence
 
 from kani_lite.engines.huggingface import loading
+from kani_lite.engines.limits import memory_bytes
 from kani_lite.engines.request import Streamer
 from kani_lite.engines.runtime.generator import RuntimeOptions
 from kani_lite.engines.runtime.sampler import AllLogprobs, Sampler
@@ -83,7 +84,7 @@ class LLMModel:
             raise NotImplementedError(
                 "spec_config and opconfig aren't supported: torch's operators run; leave them out."
             )
-        memory = None if kv_cache_memory_gb is None else int(kv_cache_memory_gb * 2**30)
+        memory = memory_bytes(kv_cache_memory_gb)
         options = RuntimeOptions(cache_name(kv_cache_type), memory, max_batch_size=max_batch_size)
         source = find_model(model_name_or_path, trust_remote_code)
         tokenizer = load_tokenizer(source, tokenizer_name_or_path or tokenizer_path)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from .kv import SequenceCache
+from kani_lite.engines.prefix import TAIL, common_prefix
 
-_TAIL = 32  # tokens; re-rendering a reply changes about this much of its end
+from .kv import SequenceCache
 
 
 @dataclass(eq=False)
@@ -16,17 +16,6 @@ class Entry:
 
     ids: list[int]
     cache: SequenceCache
-
-
-def common_prefix(a: Sequence[int], b: Sequence[int], step: int = 512) -> int:
-    """How many ids are the same at the start. Compares slices first: that loop is C."""
-    end = min(len(a), len(b))
-    at = 0
-    while at < end and a[at : min(at + step, end)] == b[at : min(at + step, end)]:
-        at = min(at + step, end)
-    while at < end and a[at] == b[at]:
-        at += 1
-    return at
 
 
 class CacheManager:
@@ -57,7 +46,7 @@ class CacheManager:
         if found not in self._entries:
             return found.cache.fork(length)
         self._entries.remove(found)
-        if found.cache.length - length <= _TAIL:
+        if found.cache.length - length <= TAIL:
             found.cache.truncate(length)
             return found.cache
         self._entries.append(found)  # it was of use: others go first

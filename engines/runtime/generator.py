@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from kani_lite.engines.limits import check_least
 from kani_lite.engines.request import Request
 from kani_lite.engines.text import Decode
 from kani_lite.exceptions import EngineError
@@ -45,10 +46,12 @@ class RuntimeOptions:
 
     def __post_init__(self) -> None:
         check_name(self.cache)
-        for name, least in (("kv_cache_bytes", 1), ("max_cached_prompts", 0), ("max_batch_size", 1), ("chunk", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise EngineError(f"{name}={value} is too small: give at least {least}.")
+        check_least(
+            kv_cache_bytes=(self.kv_cache_bytes, 1),
+            max_cached_prompts=(self.max_cached_prompts, 0),
+            max_batch_size=(self.max_batch_size, 1),
+            chunk=(self.chunk, 1),
+        )
 
 
 class Generator:

@@ -8,7 +8,9 @@ from collections.abc import Sequence
 
 import torch
 
-from .cache import CacheManager, Entry, common_prefix
+from kani_lite.engines.prefix import common_prefix
+
+from .cache import CacheManager, Entry
 from .kinds import CacheKind
 from .kv import CacheFullError, SequenceCache
 from .request import Running
