@@ -1,7 +1,7 @@
 """Time to first token, tokens a second, memory, import and load time of every engine, on the embedded model.
 
     python benchmarks/engines.py [--only nano vllm ...] [--python vllm=PATH] [--python llamacpp=PATH] [--repeats 3]
-        [--tokens 64] [--processes 3] [--limit 900] [--json FILE]
+        [--tokens 128] [--processes 3] [--limit 900] [--json FILE]
 
 Every engine has the same weights, on a CPU, and runs as it does by default. Beside them, in the same run, is a bare
 `model.generate` of transformers in float32. Each row is measured in processes of its own, one at a time: all rows once,
@@ -21,11 +21,12 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
+from math import nan
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from engines_rows import MODEL, PEER, ROWS, Job, Row
+from engines_rows import CHATS, MODEL, PEER, ROWS, Job, Row
 from machine import describe
 
 HERE = Path(__file__).resolve().parent
@@ -38,10 +39,12 @@ FIGURES = {  # a sample's name: its column, what it is divided by for that, digi
     "new_prompt": ("first token, new prompt, ms", 1e-3, 1),
     "later_round": ("first token, later round, ms", 1e-3, 1),
     "one_chat": ("1 chat, tokens/s", 1, 0),
-    "eight_chats": ("8 chats, tokens/s", 1, 0),
+    "eight_chats": (f"{CHATS} chats, tokens/s", 1, 0),
     "peak": ("peak, MB", 1e6, 0),
 }
+SPEEDS = {"one_chat": ("one_token", 1), "eight_chats": ("eight_tokens", CHATS)}  # what is taken off; how many chats
 COLUMNS = ("", *(column for column, _, _ in FIGURES.values()), "same replies")
+_IMPORTS = 3  # samples of the time to import, at least
 ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     # vLLM on a CPU: 1 GiB of keys and values is plenty here, and compiling takes minutes
@@ -52,7 +55,8 @@ ENVIRONMENT = {
 
 def main() -> int:
     args = arguments()
-    print(describe("torch", "transformers", "onnxruntime-genai", "hqq"), flush=True)
+    machine = describe("torch", "transformers", "onnxruntime-genai", "hqq")
+    print(machine, flush=True)
     names = [PEER, *(name for name in ROWS if name != PEER and name in (args.only or ROWS))]
     with tempfile.TemporaryDirectory() as scratch:
         found = measure(names, args, Path(scratch))
@@ -64,9 +68,9 @@ def main() -> int:
             say(f"{name}: a new prompt had {new} tokens ({known} known), the next round {later} ({kept} known)")
     print("\n| " + " | ".join(COLUMNS) + " |\n|---|" + "---:|" * (len(COLUMNS) - 1))
     for name, row in found.items():
-        print(line(ROWS[name].label, row, found[PEER]))
+        print(line(ROWS[name].label, row, found[PEER], args.tokens))
     if args.json:
-        args.json.write_text(json.dumps({"machine": describe(), "rows": found}, indent=1))
+        args.json.write_text(json.dumps({"machine": machine, "tokens": args.tokens, "rows": found}, indent=1))
     return int(any("failed" in row for row in found.values()))
 
 
@@ -75,7 +79,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", choices=[*ROWS], metavar="ENGINE", help=f"of {', '.join(ROWS)}")
     parser.add_argument("--python", action="append", default=[], metavar="ROOM=PATH", help=f"of {', '.join(ROOMS)}")
     parser.add_argument("--repeats", type=int, default=3, help="samples of a figure in each process")
-    parser.add_argument("--tokens", type=int, default=64, help="of a reply whose speed is measured")
+    parser.add_argument("--tokens", type=int, default=128, help="of a reply whose speed is measured")
     parser.add_argument("--processes", type=int, default=3, help="of each row")
     parser.add_argument("--limit", type=float, default=900, help="seconds that a process may take")
     parser.add_argument("--json", type=Path, help="a file for all that was found")
@@ -109,7 +113,8 @@ def measure(names: list[str], args: argparse.Namespace, scratch: Path) -> dict[s
             if not stopped(found[name]):
                 say(f"{number + 1} of {args.processes}: {ROWS[name].label}")
                 job = Job(name, found[name]["model"], args.tokens, args.repeats)
-                add(found[name], run(job, args.pythons[ROWS[name].room], scratch, args.limit))
+                imports = -(-_IMPORTS // args.processes)
+                add(found[name], run(job, args.pythons[ROWS[name].room], scratch, args.limit, imports))
     return found
 
 
@@ -146,17 +151,19 @@ def environment() -> dict[str, str]:
     return ENVIRONMENT | os.environ
 
 
-def run(job: Job, python: str, scratch: Path, limit: float) -> dict[str, Any]:
-    """What a fresh process found, or {"refused": why} or {"failed": why}."""
+def run(job: Job, python: str, scratch: Path, limit: float, imports: int) -> dict[str, Any]:
+    """What fresh processes found, or {"refused": why} or {"failed": why}. `imports`: how often importing is timed."""
     asked, written = (scratch / f"{job.row}.{kind}" for kind in ("job", "json"))
     asked.write_text(json.dumps(asdict(job)))
     written.unlink(missing_ok=True)
-    seconds = import_seconds(ROWS[job.row], python)
     command = [python, "-W", "ignore", str(HERE / "engines_row.py"), str(asked), str(written)]
     try:
+        seconds = [import_seconds(ROWS[job.row], python) for _ in range(imports)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=limit, check=False, env=environment())
     except subprocess.TimeoutExpired:
         return {"failed": f"not done in {limit:.0f} s"}
+    except subprocess.CalledProcessError as error:
+        return {"failed": f"importing it: {(error.stderr.strip().splitlines() or ['no reason given'])[-1]}"}
     if not written.exists():
         say(done.stderr)
         code = done.returncode
@@ -167,29 +174,38 @@ def run(job: Job, python: str, scratch: Path, limit: float) -> dict[str, Any]:
     return result if stopped(result) else result | {"import": seconds}
 
 
-def import_seconds(row: Row, python: str) -> list[float]:
-    """Of a fresh process, without the interpreter's own start. The first of three reads files that may not be in
-    memory, which is the machine's matter: the median leaves it out."""
+def import_seconds(row: Row, python: str) -> float:
+    """Of a fresh process, without the interpreter's own start."""
     code = f"import time; begun = time.perf_counter(); {row.imports}; print(time.perf_counter() - begun)"
     command = [python, "-P", "-W", "ignore", "-c", code]
-    runs = [subprocess.run(command, capture_output=True, text=True, check=True, env=environment()) for _ in range(3)]
-    return [float(one.stdout) for one in runs]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment())
+    return float(done.stdout.split()[-1])
 
 
 def add(row: dict[str, Any], more: Mapping[str, Any]) -> None:
     """Samples go to those of earlier processes; all else is the last process's."""
+    samples = {*FIGURES, *(taken_off for taken_off, _ in SPEEDS.values())}
     for name, value in more.items():
-        row[name] = row.get(name, []) + value if name in FIGURES else value
+        row[name] = row.get(name, []) + value if name in samples else value
 
 
-def line(label: str, row: Mapping[str, Any], peer: Mapping[str, Any]) -> str:
+def figure(name: str, row: Mapping[str, Any], tokens: int) -> float:
+    """The median of its samples; a speed is of the tokens after the first, and NaN where noise outweighs them."""
+    if name not in SPEEDS:
+        return median(row[name])
+    taken_off, chats = SPEEDS[name]
+    seconds = median(row[name]) - median(row[taken_off])
+    return chats * (tokens - 1) / seconds if seconds > 0 else nan
+
+
+def line(label: str, row: Mapping[str, Any], peer: Mapping[str, Any], tokens: int) -> str:
     """A row of the table in Markdown; in brackets how many times the peer's each figure is."""
     if reason := row.get("refused") or row.get("failed"):
         return f"| {label} | " + f"not here: {reason}".replace("|", "/").replace("\n", " ") + " |" * (len(COLUMNS) - 1)
     cells = [label]
     for name, (_, unit, digits) in FIGURES.items():
-        value = median(row[name])
-        ratio = "" if row is peer or name not in peer else f" ({value / median(peer[name]):.2f})"
+        value = figure(name, row, tokens)
+        ratio = "" if row is peer or name not in peer else f" ({value / figure(name, peer, tokens):.2f})"
         cells.append(f"{value / unit:,.{digits}f}{ratio}")
     replies = peer.get("replies", [])
     same = sum(ours == theirs for ours, theirs in zip(row["replies"], replies, strict=False))

@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 import anyio
 import psutil
-from engines_rows import MODEL, PEER, ROWS, Job
+from engines_rows import CHATS, MODEL, PEER, ROWS, Job
 
 from kani_lite import AIFunction, ChatMessage
 from kani_lite.engines import BaseCompletion
@@ -29,7 +29,6 @@ from kani_lite.exceptions import EngineError, MissingModelDependencies
 
 _WORDS = "the weather in Paris is sunny and my name is Ada so please remember that room 42 has a blue lamp".split()
 _QUESTIONS = ("hello", "My name is Ada. What is my name?", "What can you do?", "Thank you, bye!")
-_CHATS = 8
 _REPLY = 40  # tokens that an answer which is compared may have
 
 
@@ -201,13 +200,16 @@ class Generate:
 
 @dataclass
 class Found:
-    """Samples in seconds, tokens a second and bytes; and what lets a reader judge them."""
+    """Samples in seconds and bytes, and what lets a reader judge them. `one_chat`, `eight_chats`: until the replies are
+    whole; `one_token`, `eight_tokens`: until each has one token."""
 
     load: list[float] = field(default_factory=list)
     first_reply: list[float] = field(default_factory=list)
     new_prompt: list[float] = field(default_factory=list)
     later_round: list[float] = field(default_factory=list)
+    one_token: list[float] = field(default_factory=list)
     one_chat: list[float] = field(default_factory=list)
+    eight_tokens: list[float] = field(default_factory=list)
     eight_chats: list[float] = field(default_factory=list)
     peak: list[float] = field(default_factory=list)
     replies: list[str] = field(default_factory=list)
@@ -228,18 +230,22 @@ async def measure(subject: Answering, job: Job, found: Found) -> None:
             found.new_prompt.append(new.first)
             found.later_round.append(later.first)
             found.prompts = [[one.prompt_tokens, one.cached_tokens] for one in (new, later)]
-    # reading the prompt, which most engines know by then, is taken off
-    more, chats = job.tokens - 1, [short_chat(number) for number in range(_CHATS)]
-    for number in range(job.repeat + 1):
-        short = (await subject.reply(chats[0], 1, exactly=True)).whole
-        seconds = (await subject.reply(chats[0], job.tokens, exactly=True)).whole - short
-        found.one_chat += [more / seconds] if number else []
-    for number in range(job.repeat + 1):
-        short = await subject.together(chats, 1)
-        seconds = await subject.together(chats, job.tokens) - short
-        found.eight_chats += [_CHATS * more / seconds] if number else []
+    await measure_speed(subject, job, found)
     found.peak = [peak_bytes()]
     await subject.close()
+
+
+async def measure_speed(subject: Answering, job: Job, found: Found) -> None:
+    """Each reply also with one token alone: what its prompt takes, which most engines know by then, is taken off."""
+    chats = [short_chat(number) for number in range(CHATS)]
+    for number in range(job.repeat + 1):
+        one = [(await subject.reply(chats[0], count, exactly=True)).whole for count in (1, job.tokens)]
+        together = [await subject.together(chats, count) for count in (1, job.tokens)]
+        if number:  # the first round is to warm up
+            found.one_token.append(one[0])
+            found.one_chat.append(one[1])
+            found.eight_tokens.append(together[0])
+            found.eight_chats.append(together[1])
 
 
 def peak_bytes() -> float:

@@ -10,6 +10,7 @@ from typing import Any
 
 MODEL = str(Path(__file__).resolve().parents[1] / "engines" / "nano" / "weights")
 PEER = "generate"
+CHATS = 8  # at the same time
 SERVER_TOOLS = {"enable-auto-tool-choice": True, "tool-call-parser": "hermes"}
 
 

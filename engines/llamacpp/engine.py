@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from kani_lite.engines.call_styles import CallStyle, call_style, strict_names
 from kani_lite.engines.limits import check_least, memory_bytes, quarter_of_memory
 from kani_lite.engines.prompted import PromptedEngine
 from kani_lite.engines.sampling import SamplingParams
-from kani_lite.engines.vllm.tools import CallStyle, call_style, strict_names
 from kani_lite.engines.worker_engine import WorkerEngine
 from kani_lite.exceptions import EngineError
 from kani_lite.prompts.chat_template import ChatTemplatePromptPipeline

@@ -294,15 +294,6 @@ def make_runner(model: Any, new_layer: NewLayer, context: int | None = None) -> 
     return plain
 
 
-def _packed(probe: PackedRunner, new_layer: NewLayer, text: list[int]) -> PackedRunner:
-    """A runner with this kind of memory. A token's bytes are measured: transformers keeps less of some models."""
-    cache = probe.new_cache()
-    probe.forward([Part(cache, text)])
-    runner = PackedRunner(probe._model, new_layer)
-    runner.token_bytes = max(1, cache.nbytes // len(text))
-    return runner
-
-
 def _results(plain: PlainRunner, texts: list[list[int]]) -> tuple[list[torch.Tensor], PlainCache]:
     """The logits after each text, and the first one's cache."""
     caches = [plain.new_cache() for _ in texts]

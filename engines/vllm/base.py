@@ -9,6 +9,7 @@ from os import PathLike
 from typing import Any, ClassVar
 
 from kani_lite.engines.base import BaseCompletion
+from kani_lite.engines.call_styles import call_style, strict_names
 from kani_lite.engines.prompted import PromptedEngine
 from kani_lite.engines.sampling import SamplingParams
 from kani_lite.engines.text_generation import GeneratedText, Prompt
@@ -21,7 +22,7 @@ from kani_lite.prompts.parsing import Format
 
 from .arguments import Arguments, adapter_folders, check_parallel, context_asked_for, merged
 from .sampling import VLLMSamplingParams, sampling_fields, with_adapter
-from .tools import MustCall, call_grammar, call_style, strict_names
+from .tools import MustCall, call_grammar
 
 
 class VLLMPromptedEngine(PromptedEngine):

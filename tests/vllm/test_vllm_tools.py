@@ -7,7 +7,7 @@ from typing import Any, Literal
 import pytest
 
 from kani_lite import AIFunction, ChatMessage, Kani
-from kani_lite.engines.vllm.tools import call_style, strict_names
+from kani_lite.engines.call_styles import call_style, strict_names
 from kani_lite.exceptions import EngineError
 from kani_lite.prompts.formats import get_format
 
