@@ -16,6 +16,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from kani_lite.engines.quantization.int4 import Int4Linear
 from kani_lite.engines.quantization.memory import Trimmer
+from kani_lite.engines.quantization.modules import replace_module
 from kani_lite.exceptions import EngineError
 
 from .config import HqqConfig
@@ -87,7 +88,7 @@ class _Quantizer(HfQuantizer):  # type: ignore[misc]  # transformers is untyped
             layer: Any = model.get_submodule(plan.head)
         else:
             layer = HqqLinear(_solved(weight, None, plan.embedding_setting, plan))
-        _replace(model, name, HqqEmbedding(layer, plan.dtype, shared=plan.shares))
+        replace_module(model, name, HqqEmbedding(layer, plan.dtype, shared=plan.shares))
         return True
 
     def _linear(self, model: Any, name: str, weight: torch.Tensor) -> None:
@@ -100,7 +101,7 @@ class _Quantizer(HfQuantizer):  # type: ignore[misc]  # transformers is untyped
             layer = quantized_int4(weight, bias, setting)
         else:  # a GPU's kernels take it over when its bias is there too
             layer = HqqLinear(_solved(weight, bias, setting, self.plan))
-        _replace(model, name, layer)
+        replace_module(model, name, layer)
 
 
 class _Quantize(ConversionOps):  # type: ignore[misc]  # transformers is untyped
@@ -133,8 +134,3 @@ class _Quantize(ConversionOps):  # type: ignore[misc]  # transformers is untyped
 
 def _solved(weight: torch.Tensor, bias: nn.Parameter | None, setting: HqqConfig, plan: Plan) -> HqqWeight:
     return HqqWeight.quantized(weight.detach().to(plan.device), bias, setting, plan.dtype)
-
-
-def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    module._is_hf_initialized = True  # type: ignore[assignment]  # so that transformers doesn't draw new weights
-    model.set_submodule(name, module.eval())

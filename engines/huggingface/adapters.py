@@ -20,6 +20,7 @@ from huggingface_hub.errors import HFValidationError
 from safetensors.torch import load_file
 from torch import nn
 
+from kani_lite.engines.quantization.modules import find_module
 from kani_lite.engines.runtime.generator import Generator
 from kani_lite.engines.sampling import SamplingParams
 from kani_lite.engines.worker import Job
@@ -227,7 +228,7 @@ class _Adapter:
         for key, parts in self._parts.items():
             if missing := {"Aweight", "Bweight"} - parts.keys():
                 raise self._error(f"lacks the half {missing.pop()[0]} of {key!r}")
-            module = _layer_name(model, key)
+            module = find_module(model, key, _takes_adapters)
             if module is None:
                 raise self._error(f"is for another model: this one has no linear layer {key!r}", "give the model's own")
             width, out = _features(model.get_submodule(module))
@@ -282,20 +283,9 @@ def _find(name: str, where: Folder, token: str | bool | None) -> Path:
         ) from error
 
 
-def _layer_name(model: Any, key: str) -> str | None:
-    prefix = f"{model.base_model_prefix}."
-    for name in (key, prefix + key, key.removeprefix(prefix)):
-        try:
-            module = model.get_submodule(name)
-        except AttributeError:
-            continue
-        if not isinstance(module, nn.Embedding) and _has_features(module):
-            return name
-    return None
-
-
-def _has_features(module: Any) -> bool:
-    return hasattr(module, "in_features") or (hasattr(module, "nf") and hasattr(module, "nx"))  # Conv1D of GPT-2
+def _takes_adapters(module: Any) -> bool:
+    has_features = hasattr(module, "in_features") or (hasattr(module, "nf") and hasattr(module, "nx"))
+    return has_features and not isinstance(module, nn.Embedding)  # the second are those of GPT-2's Conv1D
 
 
 def _features(module: Any) -> tuple[int, int]:

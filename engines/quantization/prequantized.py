@@ -19,6 +19,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from kani_lite.exceptions import EngineError
 
 from .memory import Trimmer
+from .modules import find_module, replace_module
 from .prequantized_layouts import AWQ, GPTQ, NAMES, PACKED, make_layer, read_layer
 from .quantizer import CpuQuantizer, features
 
@@ -129,7 +130,7 @@ class PackedQuantizer(CpuQuantizer):
     ) -> None:
         config = self.quantization_config
         for name, tensors in _packed_tensors(checkpoint_files or (), config.layout).items():
-            module = _linear(model, name)
+            module = find_module(model, name, lambda found: type(found) in (nn.Linear, Conv1D))
             if module is None:
                 raise EngineError(
                     f"The checkpoint has {name!r} in the format {config.layout!r}, and the {model.config.model_type!r} "
@@ -137,7 +138,7 @@ class PackedQuantizer(CpuQuantizer):
                     "VLLMEngine, or load the unquantised one."
                 )
             model.all_tied_weights_keys.pop(f"{module}.weight", None)
-            self.replace(model, module, PackedWeight(model.get_submodule(module), tensors))
+            replace_module(model, module, PackedWeight(model.get_submodule(module), tensors))
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         trimmer, dense, biggest = Trimmer(), 0, ""
@@ -148,7 +149,7 @@ class PackedQuantizer(CpuQuantizer):
                 layer = module.make_layer(self.quantization_config)
             except EngineError as error:
                 raise EngineError(f"The layer {name!r} of the checkpoint is damaged: {error}.") from error
-            self.replace(model, name, layer)
+            replace_module(model, name, layer)
             trimmer.freed(sum(buffer.nbytes for buffer in module.buffers()))
             if type(layer) is nn.Linear:
                 dense, biggest = dense + 1, biggest or name
@@ -185,16 +186,3 @@ def _dtype(key: str, name: str) -> torch.dtype:
     if name not in _DTYPES:
         raise EngineError(f"The checkpoint's {key!r} is in {name}, which no such tensor is: its files are damaged.")
     return _DTYPES[name]
-
-
-def _linear(model: Any, name: str) -> str | None:
-    """The name in the model of the linear layer of this name in the checkpoint."""
-    prefix = f"{model.base_model_prefix}."
-    for candidate in (name, prefix + name, name.removeprefix(prefix)):
-        try:
-            module = model.get_submodule(candidate)
-        except AttributeError:
-            continue
-        if type(module) is nn.Linear or type(module) is Conv1D:
-            return candidate
-    return None

@@ -24,6 +24,7 @@ from .embedding import Int4Embedding, TiedInt4Embedding
 from .int4 import GROUP_SIZES, Int4Linear, Portable
 from .int8 import Int8Linear
 from .memory import Trimmer
+from .modules import replace_module
 
 _SMALLEST = 2**14  # weights; below, the call itself costs more than the reading
 
@@ -76,11 +77,6 @@ class CpuQuantizer(HfQuantizer):  # type: ignore[misc]  # transformers is untype
     def is_trainable(self) -> bool:
         return False
 
-    @staticmethod
-    def replace(model: Any, name: str, module: nn.Module) -> None:
-        module._is_hf_initialized = True  # type: ignore[assignment]  # so that transformers doesn't draw new weights
-        model.set_submodule(name, module.eval())
-
 
 class _OwnQuantizer(CpuQuantizer):
     requires_calibration = False
@@ -114,13 +110,13 @@ class _OwnQuantizer(CpuQuantizer):
             return
         for name in self.plan.linears:
             module = model.get_submodule(name)
-            self.replace(model, name, self.empty_linear(module, *features(module)))
+            replace_module(model, name, self.empty_linear(module, *features(module)))
         if self.plan.embedding is not None:
             module = model.get_submodule(self.plan.embedding)
             width = module.embedding_dim
             group = _fitting_group(self.quantization_config, width)
             empty = Int4Embedding(module.num_embeddings, width, group or width, module.weight.dtype)
-            self.replace(model, self.plan.embedding, self.tied_or(empty, model, empty.dtype))
+            replace_module(model, self.plan.embedding, self.tied_or(empty, model, empty.dtype))
 
     def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
         trimmer = Trimmer()
@@ -135,7 +131,7 @@ class _OwnQuantizer(CpuQuantizer):
         module = model.get_submodule(name)
         if isinstance(module, Conv1D):
             weight = weight.t().contiguous()
-        self.replace(model, name, self.linear(weight, module.bias))
+        replace_module(model, name, self.linear(weight, module.bias))
 
     def quantize_embedding(self, model: Any, name: str, weight: torch.Tensor) -> None:
         if self.plan.tied and self.plan.head is not None:
@@ -143,11 +139,11 @@ class _OwnQuantizer(CpuQuantizer):
         if self.plan.embedding is None:
             return
         if self.plan.tied:
-            self.replace(model, name, TiedInt4Embedding(model.get_submodule(self.plan.head), weight.dtype))
+            replace_module(model, name, TiedInt4Embedding(model.get_submodule(self.plan.head), weight.dtype))
         else:
             group = _fitting_group(self.quantization_config, weight.shape[1])
             assert group is not None
-            self.replace(model, name, Int4Embedding.from_portable(Portable.solve(weight, group), weight.dtype))
+            replace_module(model, name, Int4Embedding.from_portable(Portable.solve(weight, group), weight.dtype))
 
     def tied_or(self, empty: Int4Embedding, model: Any, dtype: torch.dtype) -> nn.Module:
         if not self.plan.tied or self.plan.head is None:
