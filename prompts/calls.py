@@ -69,8 +69,9 @@ def new_call(name: str, arguments: Any, id_: object = None) -> ToolCall:
 
 
 def unreadable(text: str, name: str = "") -> ToolCall:
-    """A call that fails when it is run, and shows the model what it wrote."""
-    return new_call(name, text.strip())
+    """A call that fails when it is run, and shows the model what it wrote. Arguments are never empty: the
+    function would run with its defaults."""
+    return new_call(name, text.strip() or ("{" if name else ""))
 
 
 def read_json(call: CallText) -> list[ToolCall]:

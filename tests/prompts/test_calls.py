@@ -229,6 +229,7 @@ def test_calls_that_were_cut_off_before_their_arguments() -> None:
     ):
         with pytest.raises(ValueError, match="Expecting"):
             json.loads(call[0].function.arguments)
+        assert call[0].function.arguments, "a call without arguments would run with its defaults"
 
 
 def test_more_calls_than_anybody_makes() -> None:
