@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import anyio.to_thread
 
 from kani_lite.events import Delta, TextDelta, ToolCallDelta, ToolCallFinished, ToolCallStarted
-from kani_lite.exceptions import EngineError
-from kani_lite.messages import ChatMessage, ChatRole, ToolCall
+from kani_lite.exceptions import EngineError, PromptTooLong
+from kani_lite.messages import ChatMessage, ChatRole, ToolCall, longest_of
 from kani_lite.prompts.calls import read_bare_json
 from kani_lite.prompts.chat_template import ChatTemplatePromptPipeline
 from kani_lite.prompts.formats import PLAIN, format_for_model, format_for_template, get_format
@@ -149,7 +149,7 @@ class PromptedEngine(TextGenerationEngine):
         """
         if tool_choice not in ("auto", "none"):
             raise EngineError(f"tool_choice={tool_choice!r} isn't supported here: give 'auto' or 'none'.")
-        params = self.params(sampling, hyperparams)
+        params = self.params_of_one(sampling, hyperparams)
         self.check_open()
         prompt = await self._prompt_to_run(messages, functions)
         refused = tool_choice == "none"
@@ -179,7 +179,12 @@ class PromptedEngine(TextGenerationEngine):
         prompt = self._memo.get(self._memo.key(messages, functions))
         if prompt is None:  # nobody counted it; a long one would hold the loop up
             prompt = await anyio.to_thread.run_sync(self._prompt, messages, functions)
-        self.check(prompt.ids)
+        try:
+            self.check(prompt.ids)
+        except PromptTooLong as error:
+            if not messages:
+                raise
+            raise PromptTooLong(f"{error} The longest is {longest_of(messages)}: shorten it, or send fewer.") from None
         return prompt
 
     def _call_markers(self) -> list[int]:

@@ -13,8 +13,8 @@ from operator import attrgetter, is_
 from typing import TYPE_CHECKING, Any
 
 from .engines.base import BaseEngine
-from .exceptions import FunctionSpecError, MessageTooLong, PromptTooLong
-from .messages import ChatMessage, ChatRole
+from .exceptions import FunctionSpecError, KaniException, MessageTooLong, PromptTooLong
+from .messages import ChatMessage, ChatRole, longest_of
 
 if TYPE_CHECKING:
     from .functions import AIFunction
@@ -130,7 +130,7 @@ def group_start(history: Sequence[ChatMessage], index: int) -> int:
 
 class _Measure:
     """The engine's counts of prompts that begin at some message. A prompt that the engine refuses (templates do) is
-    passed over like one that is too long, and the last refusal is remembered."""
+    passed over like one that is too long, and the first refusal is remembered: that of the longest prompt."""
 
     def __init__(
         self,
@@ -155,7 +155,7 @@ class _Measure:
         except FunctionSpecError:
             raise  # no prompt can have this function
         except Exception as e:
-            self.refusal = e
+            self.refusal = self.refusal or e
             return None
 
 
@@ -179,7 +179,8 @@ class Budget:
         """The always-included messages and the largest part of the history, from some message to its end, that fit in
         `size` tokens; tool calls stay with their results.
 
-        Raises PromptTooLong or MessageTooLong if there is no such part, ValueError if the engine refuses them all.
+        Raises PromptTooLong or MessageTooLong if there is no such part, and if the engine refuses them all its own
+        KaniException, or ValueError for another exception.
         """
         tail, count = self._tail, engine.message_len
         try:
@@ -296,18 +297,22 @@ async def _search(history: list[ChatMessage], measure: _Measure, size: int) -> i
 
 async def _nothing_fits(history: list[ChatMessage], measure: _Measure, size: int) -> list[ChatMessage]:
     """Raises what says best why no message of the history fits."""
-    newest = await measure(last_group(history)) if history else None
+    start = last_group(history)
+    newest = await measure(start) if history else None
     least = await measure(len(history))
     if least is not None and least > size:
+        longest = f"; the longest is {longest_of(measure.always)}" if measure.always else ""
         raise PromptTooLong(
-            f"The always-included messages and functions take {least} tokens, and only {size} are free for the prompt: "
-            "shorten them, offer fewer functions, or lower desired_response_tokens."
+            f"The always-included messages and functions take {least} tokens, {least - size} more than the {size} that "
+            f"are free for the prompt{longest}: shorten them, offer fewer functions, or lower desired_response_tokens."
         )
     if newest is not None:
+        group = history[start:]
+        longest = f" Of it and its call, {longest_of(group, start)} is the longest." if len(group) > 1 else ""
         raise MessageTooLong(
-            f"The newest message makes a prompt of {newest} tokens, and only {size} are free: shorten it, or lower "
-            "desired_response_tokens."
+            f"The newest message makes a prompt of {newest} tokens, {newest - size} more than the {size} that are "
+            f"free: shorten it, or lower desired_response_tokens.{longest}"
         )
-    if isinstance(measure.refusal, PromptTooLong):
+    if isinstance(measure.refusal, KaniException):
         raise measure.refusal
     raise ValueError(f"The engine refuses every prompt from this history: {measure.refusal}") from measure.refusal

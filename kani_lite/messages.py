@@ -246,3 +246,14 @@ class ChatMessage(BaseModel):
             call = new_values.pop("function_call")
             new_values["tool_calls"] = None if call is None else [ToolCall.from_function_call(call)]
         return super().copy_with(**new_values)
+
+
+def longest_of(messages: Sequence[ChatMessage], before: int = 0) -> str:
+    """The longest message as an error names it: "message 3 (user, 12,000 characters)"; `before`: how many stand before
+    these. There must be one."""
+
+    def size(message: ChatMessage) -> int:
+        return len(message.text or "") + sum(len(call.function.arguments) for call in message.tool_calls or ())
+
+    at, longest = max(enumerate(messages), key=lambda pair: size(pair[1]))
+    return f"message {before + at + 1} ({longest.role.value}, {size(longest):,} characters)"

@@ -259,8 +259,8 @@ class ChatTemplatePromptPipeline(PromptPipeline[str]):
         except Exception as e:  # a template is a program: its refusal may be any error
             roles = ", ".join(str(m.get("role")) for m in given)
             raise PromptError(
-                f"The chat template refuses these messages ({roles}): {e}. Give another template (chat_template=), or "
-                "write the prompt with a PromptPipeline that ends with conversation_fmt."
+                f"The chat template refuses these messages ({roles}): {str(e).rstrip('.')}. Give another template "
+                "(chat_template=), or write the prompt with a PromptPipeline that ends with conversation_fmt."
             ) from e
 
     def _rendered(

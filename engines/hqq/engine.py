@@ -93,7 +93,6 @@ class HqqEngine(HuggingEngine):
             quantize_embeddings,
             progress=hf_logging.is_progress_bar_enabled(),
         )
-        template = {} if chat_template is None else {"chat_template": chat_template}
         super().__init__(
             model_id,
             max_context_size,
@@ -102,7 +101,8 @@ class HqqEngine(HuggingEngine):
             model_cls=loader,
             model_load_kwargs=load,
             sampling=_sampling(default_sampling_params).merged(sampling),
-            chat_template_kwargs=template | dict(chat_template_kwargs or {}),
+            chat_template=chat_template,
+            chat_template_kwargs=dict(chat_template_kwargs or {}),
             **kwargs,
         )
         self.backends = loader.backends

@@ -35,7 +35,8 @@ class HuggingEngine(PromptedEngine, RuntimeEngine):
     output layer shares its weight with the embedding it costs a copy of that.
 
     `adapters`: LoRA adapters by name, each a folder that peft saved or its name on the hub, of which `adapter` is
-    active (by default the first); they go on quantised layers too. `use_adapter` changes it.
+    active (by default the first); they go on quantised layers too. `use_adapter` changes it. `chat_template`: as for
+    ChatTemplatePromptPipeline; by default the tokenizer's.
 
     Sampling: the model's generation_config, `sampling` and `hyperparams` of the engine, and those of a call, each over
     the one before (see SamplingParams).
@@ -61,6 +62,7 @@ class HuggingEngine(PromptedEngine, RuntimeEngine):
         adapters: Mapping[str, str | PathLike[str]] | None = None,
         adapter: str | None = None,
         sampling: SamplingParams | None = None,
+        chat_template: str | PathLike[str] | None = None,
         chat_template_kwargs: dict[str, Any] | None = None,
         chat_template_reasoning_content_key: str | None = None,
         token_reserve: int = 0,
@@ -86,7 +88,8 @@ class HuggingEngine(PromptedEngine, RuntimeEngine):
         self.hyperparams = hyperparams
         self.token_reserve = token_reserve
         self.tokenizer = loading.load_tokenizer(source, tokenizer_cls, tokenizer_kwargs or {})
-        template_kwargs = {"chat_template_reasoning_content_key": chat_template_reasoning_content_key}
+        template_kwargs: dict[str, Any] = {"chat_template": chat_template} if chat_template is not None else {}
+        template_kwargs |= {"chat_template_reasoning_content_key": chat_template_reasoning_content_key}
         template_kwargs |= chat_template_kwargs or {}
         self.start_prompts(self.tokenizer, source.name, prompt_pipeline, tool_format, **template_kwargs)
         in_passing_thread(lambda: self._load(source, model_cls, options, device, max_context_size, runtime))

@@ -166,11 +166,13 @@ async def test_calls_stay_with_their_results() -> None:
 
 async def test_what_does_not_fit_is_said() -> None:
     engine = CountingEngine()
-    with pytest.raises(PromptTooLong, match="take 25 tokens, and only 20"):
+    with pytest.raises(
+        PromptTooLong, match=r"take 25 tokens, 5 more than the 20 .* is message 1 \(system, 20 characters\)"
+    ):
         await fit(engine, [ChatMessage.user("hi")], 20, [ChatMessage.system("s" * 20)])
     with pytest.raises(PromptTooLong):
         await fit(engine, [], 20, [ChatMessage.system("s" * 20)])
-    with pytest.raises(MessageTooLong, match="45 tokens, and only 20"):
+    with pytest.raises(MessageTooLong, match="45 tokens, 25 more than the 20"):
         await fit(engine, [ChatMessage.user("hi"), ChatMessage.user("x" * 40)], 20)
 
 
