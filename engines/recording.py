@@ -24,6 +24,7 @@ from kani_lite.messages import ChatMessage, ToolCall
 from kani_lite.new_files import write_atomically
 
 from .base import BaseCompletion, Completion
+from .openai.errors import ServerError
 
 FORMAT, VERSION = "kani_lite.recording", 1
 _DELTAS: dict[str, type[Any]] = {
@@ -38,6 +39,7 @@ _ERRORS: dict[str, type[Exception]] = {
         exceptions.PromptError,
         exceptions.MissingModelDependencies,
         exceptions.EngineError,
+        ServerError,
         NotImplementedError,
         TimeoutError,
         ConnectionError,
@@ -47,6 +49,7 @@ _ERRORS: dict[str, type[Exception]] = {
         ValueError,
     )
 }
+_SAID = {"temporary", "status", "retry_after"}  # by an error, for what tries again
 # all that a completion has of plain values
 _FIGURES = [name for name in signature(Completion).parameters if name not in ("message", "logprobs")]
 
@@ -58,7 +61,7 @@ class Record:
         self.request = request
         self.items: list[Any] = []
         self.completion: dict[str, Any] | None = None
-        self.error: dict[str, str] | None = None
+        self.error: dict[str, Any] | None = None
         self.end = "broken off"  # unless it gets further
 
     def add(self, item: str | Delta | BaseCompletion) -> None:
@@ -71,6 +74,7 @@ class Record:
         known = next((cls.__name__ for cls in type(error).__mro__ if cls.__name__ in _ERRORS), "EngineError")
         name = type(error).__name__
         self.error = {"type": known, "text": str(error) if name == known else f"{name}: {error}"}
+        self.error |= {key: value for key in _SAID if (value := getattr(error, key, None)) is not None}
         self.end = "error"
 
 
@@ -82,13 +86,16 @@ class RecordedCall:
     request: dict[str, Any]
     items: list[str | Delta]
     completion: Completion | None
-    error: Mapping[str, str] | None
+    error: Mapping[str, Any] | None
     end: str
 
     def check_end(self) -> None:
         """Raises what the call failed with, or EngineError if it was broken off."""
         if self.error is not None:
-            raise _ERRORS[self.error["type"]](self.error["text"])
+            error = _ERRORS[self.error["type"]](self.error["text"])
+            for key in _SAID & self.error.keys():
+                setattr(error, key, self.error[key])
+            raise error
         if self.end == "broken off":
             raise EngineError(
                 f"The call in line {self.line} was broken off here when it was recorded, so nothing more is known: "

@@ -161,9 +161,11 @@ class RecordingEngine(WrapperEngine):
         await anyio.to_thread.run_sync(write_recording, self.path, text)
 
     async def close(self) -> None:
-        with anyio.CancelScope(shield=True):  # what was recorded is not lost by a cancelled test
-            await self.save()
-        await super().close()
+        try:
+            with anyio.CancelScope(shield=True):  # what was recorded is not lost by a cancelled test
+                await self.save()
+        finally:  # a file that can't be written must not keep the model
+            await super().close()
 
 
 class ReplayEngine(StrictEngine):

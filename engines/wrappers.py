@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -14,12 +15,13 @@ import anyio
 import anyio.lowlevel
 
 from kani_lite.events import Delta
-from kani_lite.exceptions import EngineError, MissingModelDependencies, PromptTooLong
+from kani_lite.exceptions import EngineError, PromptTooLong
 from kani_lite.functions import AIFunction
 from kani_lite.messages import ChatMessage
 from kani_lite.model_stream import close as close_stream
 
 from .base import BaseCompletion, BaseEngine
+from .worker import Channel
 from .wrapper import WrapperEngine
 
 Item = str | Delta | BaseCompletion
@@ -61,9 +63,9 @@ class Backoff:
 class RetryEngine(WrapperEngine):
     """Tries a call of the model again when it fails, up to `attempts` times in all, with a growing wait between.
 
-    `errors`: what is worth another attempt; by default every EngineError (but no missing package) and connection
-    errors. Once a piece of the reply was yielded nothing is repeated: who listens would hear it twice. An error that
-    has a `retry_after` (seconds) is waited for that long, and one whose `temporary` is False isn't repeated.
+    `errors`: what is worth another attempt; by default connection errors, and an EngineError that is `temporary`. Of
+    other classes all are, but for those that have a `temporary` that is False. Once a piece of the reply was yielded
+    nothing is repeated: who listens would hear it twice. A `retry_after` (seconds) of the error is waited for.
     """
 
     def __init__(
@@ -109,7 +111,7 @@ class RetryEngine(WrapperEngine):
             await self._wait_or_raise(failed, failures)
 
     async def _wait_or_raise(self, error: Exception, failures: int) -> None:
-        worth_it = getattr(error, "temporary", True) and not isinstance(error, MissingModelDependencies)
+        worth_it = getattr(error, "temporary", True)
         seconds = self.backoff.seconds(failures, getattr(error, "retry_after", None)) if worth_it else None
         if seconds is None:
             raise error
@@ -266,15 +268,16 @@ class LimitEngine(WrapperEngine):
 
 
 class Places:
-    """A number of places, taken first come, first served. Unlike anyio's limiters, it is bound to no event loop, and
-    a place to no task."""
+    """A number of places, taken first come, first served, by tasks of any event loops and threads. Unlike anyio's
+    limiters, a place is bound to no task."""
 
     def __init__(self, number: int) -> None:
         if number < 1:
             raise EngineError(f"max_concurrent={number!r} lets nothing run: give 1 or more.")
         self.number = number
         self._free = number
-        self._waiting: deque[anyio.Event] = deque()
+        self._waiting: deque[Channel] = deque()
+        self._lock = threading.Lock()  # never held while something waits
 
     @property
     def in_use(self) -> int:
@@ -289,25 +292,29 @@ class Places:
     async def take(self) -> None:
         """Waits for a place. Cancelling gives up the wait, or the place if it has just come."""
         await anyio.lowlevel.checkpoint_if_cancelled()
-        if self._free and not self._waiting:
-            self._free -= 1
-            return
-        turn = anyio.Event()
-        self._waiting.append(turn)
+        with self._lock:
+            if self._free and not self._waiting:
+                self._free -= 1
+                return
+            turn = Channel()
+            self._waiting.append(turn)
         try:
-            await turn.wait()
+            await turn.receive()
         except BaseException:
-            if turn.is_set():
+            with self._lock:
+                waited = turn in self._waiting
+                if waited:
+                    self._waiting.remove(turn)
+            if not waited:
                 self.give_back()
-            else:
-                self._waiting.remove(turn)
             raise
 
     def give_back(self) -> None:
         """Hands a place to who has waited longest."""
-        if self._waiting:
-            self._waiting.popleft().set()  # the place stays taken: it is theirs now
-        else:
+        with self._lock:
+            while self._waiting:
+                if self._waiting.popleft().put(None):
+                    return  # the place stays taken: it is theirs now
             self._free += 1
 
     @asynccontextmanager

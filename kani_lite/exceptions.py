@@ -20,7 +20,10 @@ class PromptError(KaniException):
 
 
 class EngineError(KaniException):
-    """An engine can't be built, can't run here, or is closed; the text says why and what to do."""
+    """An engine can't be built, can't run here, or is closed; the text says why and what to do. `temporary`: whether
+    the same request may succeed later."""
+
+    temporary: bool = False
 
 
 class MissingModelDependencies(EngineError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from contextlib import aclosing
 from typing import Any
 
@@ -153,3 +154,32 @@ def test_one_limit_in_two_event_loops() -> None:
     for backend in ("asyncio", "trio", "asyncio"):
         completion = anyio.run(engine.predict, HI, backend=backend)
         assert completion.message.text == "ok"
+
+
+def test_one_limit_for_several_event_loops() -> None:
+    """In threads of their own, asyncio and trio: each waits for the places that the others take."""
+
+    class Slow(Gated):
+        async def predict(self, *args: Any, **kwargs: Any) -> BaseCompletion:
+            self.running += 1
+            self.most = max(self.most, self.running)
+            await anyio.sleep(0.05)
+            self.running -= 1
+            return Completion(ChatMessage.assistant("ok"))
+
+    inner = Slow()
+    engine = LimitEngine(inner, 1)
+    said: list[str | None] = []
+
+    async def chat() -> None:
+        with anyio.fail_after(30):
+            said.extend([(await engine.predict(HI)).message.text for _ in range(3)])
+
+    threads = [threading.Thread(target=anyio.run, args=(chat,), kwargs={"backend": b}) for b in ("asyncio", "trio") * 2]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert said == ["ok"] * 12
+    assert inner.most == 1
+    assert (engine.places.in_use, engine.places.waiting) == (0, 0)

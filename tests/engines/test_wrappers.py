@@ -7,7 +7,7 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 import pytest
-from flaky import HI, WAYS, Flaky, heard, said
+from flaky import HI, WAYS, DownError, Flaky, heard, said
 from scripted import ScriptedEngine
 
 from kani_lite import AIFunction, ChatMessage, Kani
@@ -25,7 +25,7 @@ NO_WAIT = Backoff(0.0)
 
 @WAYS
 async def test_retry_tries_again(stream: bool) -> None:
-    inner = Flaky(EngineError("a"), ConnectionResetError("b"))
+    inner = Flaky(DownError("a"), ConnectionResetError("b"))
     engine = RetryEngine(inner, 3, backoff=NO_WAIT)
     assert await said(engine, stream) == "ok"
     assert inner.calls == 3
@@ -34,7 +34,7 @@ async def test_retry_tries_again(stream: bool) -> None:
 
 @WAYS
 async def test_retry_gives_up(stream: bool) -> None:
-    inner = Flaky(*[EngineError(text) for text in "abc"])
+    inner = Flaky(*[DownError(text) for text in "abc"])
     with pytest.raises(EngineError, match="b"):
         await said(RetryEngine(inner, 2, backoff=NO_WAIT), stream)
     assert inner.calls == 2
@@ -56,7 +56,7 @@ async def test_retry_of_other_errors_if_told_so(stream: bool) -> None:
 
 
 async def test_retry_never_repeats_what_was_heard() -> None:
-    inner = Flaky(EngineError("a"), says="Once ")
+    inner = Flaky(DownError("a"), says="Once ")
     items, error = await heard(RetryEngine(inner, 3, backoff=NO_WAIT))
     assert items == ["Once "]
     assert str(error) == "a"
@@ -70,15 +70,13 @@ async def test_retry_waits_as_told(monkeypatch: pytest.MonkeyPatch) -> None:
         waits.append(seconds)
 
     monkeypatch.setattr("kani_lite.engines.wrappers.anyio.sleep", sleep)
-    asks = EngineError("later")
+    asks = DownError("later")
     asks.retry_after = 7.0  # type: ignore[attr-defined]  # as errors of servers have it
-    inner = Flaky(EngineError("a"), EngineError("b"), asks, EngineError("d"))
+    inner = Flaky(DownError("a"), DownError("b"), asks, DownError("d"))
     await RetryEngine(inner, 5, backoff=Backoff(1, 3, 5, jitter=0)).predict(HI)
     assert waits == [1, 3, 7, 5]
 
-    final = EngineError("no use")
-    final.temporary = False  # type: ignore[attr-defined]  # as errors of servers have it
-    inner = Flaky(final)
+    inner = Flaky(EngineError("no use"))
     with pytest.raises(EngineError, match="no use"):
         await RetryEngine(inner, 5).predict(HI)
     assert inner.calls == 1
@@ -99,7 +97,7 @@ def test_backoff() -> None:
 
 
 async def test_a_chat_through_retry() -> None:
-    inner = ScriptedEngine(EngineError("a"), "Hello", EngineError("b"), "Again")
+    inner = ScriptedEngine(DownError("a"), "Hello", DownError("b"), "Again")
     ai = Kani(RetryEngine(inner, backoff=NO_WAIT))
     assert await ai.chat_round_str("Hi") == "Hello"
     assert "".join([token async for token in ai.chat_round_stream("Hi")]) == "Again"
@@ -216,7 +214,7 @@ async def test_fallback_closes_all() -> None:
 
 async def test_the_embedded_model_behind_one_that_is_down() -> None:
     nano = await anyio.to_thread.run_sync(NanoEngine)
-    down = Flaky(*[EngineError("down")] * 9, size=4096)
+    down = Flaky(*[DownError("down")] * 9, size=4096)
     engine = FallbackEngine(RetryEngine(down, 2, backoff=NO_WAIT), nano)
     assert engine.max_context_size == nano.max_context_size
     ai, alone = Kani(engine), Kani(nano)

@@ -17,6 +17,12 @@ from kani_lite.exceptions import EngineError, PromptTooLong
 HI = [ChatMessage.user("Hi")]
 
 
+class DownError(EngineError):
+    """What may be better the next time."""
+
+    temporary = True
+
+
 class Flaky(BaseEngine):
     """Fails as often as it has errors, after `says` was yielded; then it answers. `size` tokens of context, and each
     message counts as `tokens`."""

@@ -10,9 +10,11 @@ from typing import Any
 import anyio
 import anyio.to_thread
 import pytest
+from flaky import Flaky
 
 from kani_lite import AIFunction, ChatMessage, Kani, ToolCall
 from kani_lite.engines import BaseCompletion, NanoEngine, SamplingParams, WrapperEngine
+from kani_lite.engines.openai import ServerError
 from kani_lite.events import Delta, ReasoningDelta
 from kani_lite.exceptions import EngineError, PromptTooLong
 from kani_lite.testing import RecordingEngine, ReplayEngine, Reply, ScriptedEngine, UnexpectedCall, check_engine
@@ -128,6 +130,27 @@ async def test_errors_come_back(path: Path, error: Exception, comes_back: type[E
         assert await anext(stream) == "before "
         with pytest.raises(comes_back, match=str(error).strip("'")):
             await anext(stream)
+
+
+async def test_what_an_error_says_to_who_tries_again_comes_back(path: Path) -> None:
+    async def ask(engine: Any) -> None:
+        with pytest.raises(ServerError):
+            await engine.predict(HELLO)
+
+    busy, refused = ServerError("busy", status=429, retry_after=2.5, temporary=True), ServerError("no", status=401)
+    await record(path, busy, refused, ask=ask)
+    with await replay(path) as engine:
+        for error in (busy, refused):
+            with pytest.raises(ServerError) as found:
+                await engine.predict(HELLO)
+            assert vars(found.value) == vars(error)
+
+
+async def test_an_engine_is_closed_though_its_recording_has_no_folder(path: Path) -> None:
+    inner = Flaky()
+    with pytest.raises(EngineError, match="folder"):
+        await RecordingEngine(inner, path.parent / "gone" / "chat.jsonl").close()
+    assert inner.closed
 
 
 async def test_a_stream_that_was_broken_off_says_so(path: Path) -> None:
