@@ -30,6 +30,8 @@ def read_options(make: Any, options: Mapping[str, Sequence[str]]) -> dict[str, A
 
 
 def check_names(make: Any, names: Mapping[str, Any]) -> None:
+    if _takes_any_name(make):
+        return
     known, hyperparams = _parameters(make)
     accepted = sorted({*known, *hyperparams})
     for name in names:
@@ -53,7 +55,15 @@ def _parameters(make: Any) -> tuple[dict[str, Any], dict[str, Any]]:
             return known, {}
     names = getattr(make, "hyperparam_names", SamplingParams.accepted_names)()
     fields = SamplingParams.model_fields
-    return known, {name: fields[name].annotation if name in fields else Any for name in names}
+    annotations = {name: field.annotation for name, field in fields.items()} | {"do_sample": bool}
+    return known, {name: annotations.get(name, Any) for name in names}
+
+
+def _takes_any_name(make: Any) -> bool:
+    """Whether it is a function of another package with options of its own, that nobody lists."""
+    if isinstance(make, type) or hasattr(make, "hyperparam_names"):
+        return False
+    return any(one.kind is one.VAR_KEYWORD for one in inspect.signature(make).parameters.values())
 
 
 def _constructors(cls: type) -> Iterator[Callable[..., Any]]:
@@ -80,14 +90,18 @@ def _read(name: str, texts: Sequence[str], annotation: Any) -> Any:
         if not any(_rank(kind) == _LIST for kind in kinds):
             raise EngineError(f"{name} is given {len(texts)} times: {', '.join(texts)}.")
         return list(texts)
+    reason = ""
     for kind in kinds:
         try:
             return _as(kind, texts[0])
+        except pydantic.ValidationError as error:  # of the fields of a model
+            first = error.errors()[0]
+            reason = f" ({'.'.join(map(str, first['loc']))}: {first['msg']})" if first["loc"] else ""
         except ValueError:
             continue
     if any(_rank(kind) == _LIST for kind in kinds) and not texts[0].lstrip().startswith(("[", "{")):
         return [texts[0]]  # a list of one text
-    raise EngineError(f"{name}={texts[0]!r} can't be read as {' or '.join(map(_word, kinds))}.")
+    raise EngineError(f"{name}={texts[0]!r} can't be read as {' or '.join(map(_word, kinds))}{reason}.")
 
 
 def _word(kind: Any) -> str:

@@ -13,7 +13,7 @@ from importlib import import_module, metadata
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, unquote
 
 import pydantic
 
@@ -86,7 +86,7 @@ def engine_from(line: str, /, **options: Any) -> BaseEngine:
     A line is `SCHEME:TARGET?NAME=VALUE&NAME=VALUE`. Without a scheme, an http address is an OpenAI-compatible server, a
     .gguf file is run by llama.cpp, and a folder or a hub name by transformers. `engine_schemes()` lists the schemes.
     Values are read as the constructor's parameter of that name is annotated: numbers, true and false, none, JSON for
-    dicts and lists; & and + in them are written %26 and %2B.
+    dicts and lists; & and + in them are written %26 and %2B, and a question mark in a path %3F.
 
     Raises EngineError for a scheme, a name or a value that there isn't, MissingModelDependencies for a package that
     isn't installed, and what the constructor raises.
@@ -123,7 +123,7 @@ def parse_line(line: str, /) -> EngineLine:
     text, _, query = line.strip().partition("?")
     if not text:
         raise EngineError("The line is empty: name an engine, as in 'hf:Qwen/Qwen3-0.6B', a model or a folder.")
-    schemes = {engine.scheme: engine for engine in engine_schemes()}
+    schemes = {engine.scheme.lower(): engine for engine in engine_schemes()}
     name, target = _named(text, schemes)
     options: dict[str, list[str]] = {}
     for key, value in parse_qsl(query, keep_blank_values=True):
@@ -138,13 +138,25 @@ def _named(text: str, schemes: Mapping[str, EngineInfo]) -> tuple[str, str]:
     found = _SCHEME.match(text)
     if found is not None and found[1].lower() in schemes:
         return found[1].lower(), text[found.end() :]
-    if found is not None and not Path(text).exists():
+    if found is not None and not _exists(text):
         near = get_close_matches(found[1].lower(), schemes, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(schemes)}."
         raise EngineError(f"There is no engine {found[1]!r}: {hint}")
-    if text == "nano" and not Path(text).exists():
+    if text == "nano" and not _exists(text):
         return "nano", ""
     return ("llamacpp" if text.lower().endswith(".gguf") else "hf"), text
+
+
+def _exists(path: str) -> bool:
+    try:
+        return Path(path).expanduser().exists()
+    except OSError:  # a text that no file can be called
+        return False
+
+
+def _path(text: str) -> str:
+    """A path as it is, or with %3F for a question mark in it; what is none stays."""
+    return next((str(Path(one).expanduser()) for one in (text, unquote(text)) if _exists(one)), text)
 
 
 # ==== the engines ====
@@ -155,22 +167,31 @@ def engine_schemes() -> list[EngineInfo]:
     ours = {engine.scheme: engine for engine in _OURS}
     for point in sorted(metadata.entry_points(group=GROUP), key=lambda point: (point.name, point.value)):
         origin = point.dist.name if point.dist is not None else point.value
-        if point.name in ours:
+        if not _SCHEME.fullmatch(f"{point.name}:"):
+            text = f"The engine {point.name!r} of {origin} is left out: a name has two letters or more, and no spaces."
+            warnings.warn(text, UserWarning, stacklevel=2)
+            continue
+        if point.name.lower() in ours:
             text = (
-                f"The engine {point.name!r} of {origin} is left out: {ours[point.name].origin or 'kani-lite'} has one."
+                f"The engine {point.name!r} of {origin} is left out: "
+                f"{ours[point.name.lower()].origin or 'kani-lite'} has one."
             )
             warnings.warn(text, UserWarning, stacklevel=2)
             continue
         text, example = f"from the package {origin}", f"{point.name}:MODEL"
-        ours[point.name] = EngineInfo(point.name, text, example, origin=origin, load=partial(_load_point, point))
+        load = partial(_load_point, point)
+        ours[point.name.lower()] = EngineInfo(point.name, text, example, origin=origin, load=load)
     return list(ours.values())
 
 
 def _load_point(point: metadata.EntryPoint) -> Any:
     try:
-        return point.load()
-    except (ImportError, AttributeError) as error:
+        make = point.load()
+    except Exception as error:  # a module that is imported may raise anything
         raise EngineError(f"The engine {point.name!r} ({point.value}) can't be imported: {error}") from error
+    if not callable(make):
+        raise EngineError(f"The engine {point.name!r} ({point.value}) is {make!r}: it should be a class or a function.")
+    return make
 
 
 def _ours(module: str, name: str) -> Any:
@@ -186,12 +207,11 @@ def _no_target(text: str) -> Target:
 def _model(text: str) -> Target:
     if not text:
         raise EngineError("The line names no model: give a folder, or a name on the hub, after the colon.")
-    path = Path(text).expanduser()
-    return (str(path) if path.exists() else text,), {}
+    return (_path(text),), {}
 
 
 def _gguf(text: str) -> Target:
-    path = Path(text).expanduser()
+    path = Path(_path(text)).expanduser()
     parts = text.split("/")
     if path.is_file() or not text or text.startswith((".", "~", os.sep)) or path.is_absolute() or len(parts) < 2:
         if not path.is_file():

@@ -129,6 +129,8 @@ class SamplingParams(BaseModel):
         """
         values: dict[str, Any] = {}
         do_sample = hyperparams.pop("do_sample", None)
+        if do_sample not in (None, False, True):  # 0 and 1 are the same
+            raise TypeError(f"do_sample={do_sample!r}: give True or False.")
         for name, value in hyperparams.items():
             field = _ALIASES.get(name, name)
             if field not in cls.model_fields:
@@ -139,10 +141,10 @@ class SamplingParams(BaseModel):
             if field in values:
                 raise TypeError(f"{field} is given twice: {name}={value!r} is another name of it.")
             values[field] = value
-        if do_sample is False:
-            values["temperature"] = 0.0
-        elif do_sample is True and not values.get("temperature"):
+        if do_sample and not values.get("temperature"):
             values["temperature"] = 1.0
+        elif do_sample is not None and not do_sample:
+            values["temperature"] = 0.0
         return cls(**values)
 
 

@@ -271,6 +271,12 @@ def make_derived(model: str, size: int = 1) -> BaseEngine:
     return Derived(size, model=model)
 
 
+def make_any(model: str, **options: Any) -> BaseEngine:
+    engine = Derived()
+    engine.values = {"model": model, **options}
+    return engine
+
+
 def make_nothing() -> str:
     return "nothing"
 
@@ -278,9 +284,17 @@ def make_nothing() -> str:
 def _points(monkeypatch: pytest.MonkeyPatch, **points: str) -> None:
     found = [EntryPoint(name.replace("_", "-"), value, registry.GROUP) for name, value in points.items()]
     monkeypatch.setattr(registry.metadata, "entry_points", lambda *, group: found if group == registry.GROUP else [])
-    loaded = {"mine:make": make_derived, "mine:Derived": Derived, "mine:nothing": make_nothing}
+    loaded = {
+        "mine:make": make_derived,
+        "mine:Derived": Derived,
+        "mine:nothing": make_nothing,
+        "mine:any": make_any,
+        "mine:five": 5,
+    }
 
     def load(self: EntryPoint) -> Any:
+        if self.value == "bad:Engine":
+            raise ValueError("not on this machine")
         if self.value not in loaded:
             raise ImportError(f"no module {self.value}")
         return loaded[self.value]
@@ -308,6 +322,32 @@ def test_entry_points_add_engines(monkeypatch: pytest.MonkeyPatch) -> None:
         engine_from("mine:some/model?sizes=3")
     with pytest.raises(EngineError, match="did you mean size"):
         engine_from("mine:some/model", sizes=3)
+
+
+def test_entry_points_of_any_kind(monkeypatch: pytest.MonkeyPatch) -> None:
+    _points(monkeypatch, MyEngine="mine:any", bad="bad:Engine", five="mine:five")
+    for line in ("MyEngine:m?depth=3&name=x", "myengine:m?depth=3&name=x"):
+        engine: Any = engine_from(line, more=None)
+        assert engine.values == {"model": "m", "depth": 3, "name": "x", "more": None}
+    with pytest.raises(EngineError, match=r"'bad'.*can't be imported: not on this machine"):
+        engine_from("bad:x")
+    with pytest.raises(EngineError, match=r"'five' \(mine:five\) is 5: it should be a class or a function"):
+        engine_from("five:x")
+    _points(monkeypatch, x="mine:any", HF="mine:any")
+    with pytest.warns(UserWarning, match="left out") as warned:
+        assert [scheme.origin for scheme in engine_schemes() if scheme.origin] == []
+    assert len(warned) == 2
+
+
+def test_lines_that_are_hardly_any(tmp_path: Path) -> None:
+    assert parse_line("a" * 5000).engine.scheme == "hf"
+    with pytest.raises(EngineError, match=r"sampling=.* \(temperature: Input should be greater than or equal to 0\)"):
+        engine_from('nano?sampling={"temperature":-1}')
+    (tmp_path / "really?").mkdir()
+    (tmp_path / "50%25").mkdir()
+    for name in ("really%3F", "50%25"):
+        read = parse_line(f"hf:{tmp_path}/{name}")
+        assert read.engine.target(read.target)[0] == (str(tmp_path / name.replace("%3F", "?")),)
 
 
 def test_entry_points_do_not_replace_engines(monkeypatch: pytest.MonkeyPatch) -> None:

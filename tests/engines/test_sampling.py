@@ -59,6 +59,12 @@ def test_names_of_transformers() -> None:
     assert "top_k" not in made.model_fields_set
     assert SamplingParams.from_kwargs(do_sample=True).model_fields_set == {"temperature"}
     assert SamplingParams.from_kwargs(do_sample=True, temperature=0.3).temperature == 0.3
+    assert (SamplingParams.from_kwargs(do_sample=0), SamplingParams.from_kwargs(do_sample=1)) == (
+        SamplingParams(temperature=0.0),
+        SamplingParams(temperature=1.0),
+    )
+    with pytest.raises(TypeError, match="do_sample='no': give True or False"):
+        SamplingParams.from_kwargs(do_sample="no")
 
 
 def test_unknown_and_doubled_names() -> None:
