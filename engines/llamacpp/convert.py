@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import struct
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
@@ -49,10 +50,15 @@ def convert(
     for name in ("numpy", "gguf"):  # what is imported below needs them
         gguf_package(name)
     folder, name = _folder(model, token)
-    target = _target(out, f"{name}-{type}.gguf")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with new_file(target) as unfinished:
-        _write(folder, name, type, unfinished)
+    target = Path(f"{name}-{type}.gguf")
+    try:
+        target = _target(out, target.name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with new_file(target) as unfinished:
+            _write(folder, name, type, unfinished)
+    except OSError as error:
+        place = str(target if out is None else out)
+        raise EngineError(f"{place!r} can't be made ({error}): give another place for it, or make room.") from error
     return target
 
 
@@ -88,9 +94,9 @@ def _write(folder: Path, name: str, kind: str, path: Path) -> None:
     from .weights import stored_tensors
 
     config = _json(folder / "config.json")
-    generation = _json(folder / "generation_config.json") if (folder / "generation_config.json").is_file() else {}
+    generation, settings = (_json(folder / f"{each}_config.json", {}) for each in ("generation", "tokenizer"))
     try:
-        shape = model_shape(config)
+        shape = model_shape(config, settings)
         stored = stored_tensors(folder)
         tensors = list(new_tensors(stored, config, shape))
         writer = GGUFWriter(None, shape.architecture)
@@ -102,7 +108,7 @@ def _write(folder: Path, name: str, kind: str, path: Path) -> None:
         add_settings(writer, config, shape, generation)
         rows = next(tensor.shape[0] for tensor in tensors if tensor.name == "token_embd.weight")
         add_tokenizer(writer, folder, config, rows)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError, OSError) as error:
         raise EngineError(f"The files in {str(folder)!r} can't be understood ({error!r}): fetch them again.") from error
     _write_tensors(writer, tensors, kind, path)
 
@@ -126,6 +132,8 @@ def _write_tensors(writer: Any, tensors: Sequence[NewTensor], kind: str, path: P
         writer.write_ti_data_to_file()
         for tensor in tensors:
             writer.write_tensor_data(quantize(tensor.values(), kinds[tensor.name]))
+    except struct.error as error:
+        raise EngineError(f"A number of the model's config doesn't fit into GGUF ({error}): fetch it again.") from error
     finally:
         writer.close()
 
@@ -139,7 +147,10 @@ def kind_of(tensor: NewTensor, kind: str) -> str:
     return "f16" if kind.startswith("q") and tensor.shape[-1] % 32 else kind
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _json(path: Path, otherwise: dict[str, Any] | None = None) -> dict[str, Any]:
+    """What a file holds, or `otherwise` if that is given and there is no file."""
+    if otherwise is not None and not path.is_file():
+        return otherwise
     try:
         return dict(json.loads(path.read_text("utf-8")))
     except (OSError, ValueError) as error:

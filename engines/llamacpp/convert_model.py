@@ -26,6 +26,7 @@ ARCHITECTURES = {
 }
 """The classes of transformers that are converted, and llama.cpp's name for each."""
 
+_NO_LENGTH = 10**9  # tokenizers without a length say 1e30, as for HuggingEngine
 _TOP = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 _LAYER = {
     "input_layernorm": "attn_norm",
@@ -66,8 +67,8 @@ class Shape:
     head: int
 
 
-def model_shape(config: Mapping[str, Any]) -> Shape:
-    """Raises EngineError for a model that isn't Llama-like."""
+def model_shape(config: Mapping[str, Any], tokenizer_config: Mapping[str, Any] | None = None) -> Shape:
+    """Raises EngineError for a model that isn't Llama-like, or whose context length neither config says."""
     names = config.get("architectures") or ["(none)"]
     architecture = ARCHITECTURES.get(names[0])
     if architecture is None:
@@ -79,12 +80,9 @@ def model_shape(config: Mapping[str, Any]) -> Shape:
         if config.get(name, wanted) != wanted:
             raise EngineError(f"Its config has {name}={config[name]!r}, which can't be converted to GGUF here.")
     heads, width = int(config["num_attention_heads"]), int(config["hidden_size"])
-    context = int(config["max_position_embeddings"])
-    window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
     return Shape(
         architecture,
-        # llama.cpp has no window for these; within its length there is none to be had
-        min(context, int(window)) if window else context,
+        _context_length(config, tokenizer_config or {}),
         width,
         int(config["num_hidden_layers"]),
         int(config["intermediate_size"]),
@@ -92,6 +90,19 @@ def model_shape(config: Mapping[str, Any]) -> Shape:
         int(config.get("num_key_value_heads") or heads),
         int(config.get("head_dim") or width // heads),
     )
+
+
+def _context_length(config: Mapping[str, Any], tokenizer_config: Mapping[str, Any]) -> int:
+    given = (config.get("max_position_embeddings"), tokenizer_config.get("model_max_length"))
+    length = next((each for each in given if isinstance(each, int) and 0 < each < _NO_LENGTH), None)
+    if length is None:
+        raise EngineError(
+            f"The context length isn't known: the config has max_position_embeddings={given[0]!r}; write into it how "
+            "many tokens the model was trained for."
+        )
+    window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
+    # llama.cpp has no window for these; within its length there is none to be had
+    return min(length, int(window)) if window and int(window) > 0 else length
 
 
 def add_settings(writer: Any, config: Mapping[str, Any], shape: Shape, generation: Mapping[str, Any]) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
 from os import PathLike
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -10,6 +11,7 @@ from kani_lite.engines.call_styles import CallStyle, call_style, strict_names
 from kani_lite.engines.limits import check_least, memory_bytes, quarter_of_memory
 from kani_lite.engines.prompted import PromptedEngine
 from kani_lite.engines.sampling import SamplingParams
+from kani_lite.engines.vllm.tools import MustCall
 from kani_lite.engines.worker_engine import WorkerEngine
 from kani_lite.exceptions import EngineError
 from kani_lite.prompts.chat_template import ChatTemplatePromptPipeline
@@ -18,6 +20,11 @@ from kani_lite.prompts.parsing import Format
 from .package import llamacpp_package
 
 if TYPE_CHECKING:
+    from kani_lite.engines.base import BaseCompletion
+    from kani_lite.events import Delta
+    from kani_lite.functions import AIFunction
+    from kani_lite.messages import ChatMessage
+
     from .library import Model
     from .options import LoadOptions
 
@@ -37,7 +44,8 @@ class LlamaCppEngine(PromptedEngine, WorkerEngine):
     `model_load_kwargs`: fields of llama_model_params and llama_context_params by their names (n_gpu_layers, n_batch,
     type_k, rope_freq_base, ...), and use_mmap, use_mlock, flash_attn, tensor_split, lora_path and lora_scale as for
     llama_cpp.Llama. `chat_template`: as for ChatTemplatePromptPipeline; by default the file's own. `strict_tools`: a
-    grammar makes each call one of a function on offer, with arguments that fit its schema, but for limits of numbers.
+    grammar makes each call one of a function on offer, with arguments that fit its schema, but for limits of numbers;
+    then `tool_choice="required"`, or a function's name, makes a reply one call.
     `verbose` shows what llama.cpp says on stderr, in the whole process. A streamer gets numpy arrays.
 
     Sampling: what the file recommends, `sampling` and `hyperparams` of the engine, and those of a call, each over the
@@ -100,6 +108,7 @@ class LlamaCppEngine(PromptedEngine, WorkerEngine):
         template |= chat_template_kwargs or {}
         name = model.metadata.get("general.name", path.stem)
         self.start_prompts(template_of(model, path), name, prompt_pipeline, tool_format, **template)
+        self._strict = strict_tools
         style = self._call_style() if strict_tools else None
         cells = self._cells(model, options, max_context_size or None, memory, max_batch_size)
         self._start(model, options, ends_of(model), style, (cells, max_batch_size, max_cached_prompts))
@@ -124,8 +133,10 @@ class LlamaCppEngine(PromptedEngine, WorkerEngine):
 
         each = bytes_per_token(model, options)
         trained = int(model.lib.llama_model_n_ctx_train(model.pointer))
+        if asked is None and trained < 1:
+            raise EngineError(f"The context length of {self.model_id!r} isn't known: pass max_context_size=.")
         scaled = any(name.startswith(("rope_", "yarn_")) for name in options.context)
-        if asked is not None and asked > trained and not scaled:
+        if asked is not None and 0 < trained < asked and not scaled:
             raise EngineError(
                 f"max_context_size={asked} is more than the {trained} tokens that this model was trained for: give "
                 "less, or model_load_kwargs that scale its positions, such as rope_freq_scale."
@@ -169,6 +180,31 @@ class LlamaCppEngine(PromptedEngine, WorkerEngine):
     def decode(self, ids: Sequence[int]) -> str:
         """The text of these ids, special tokens included."""
         return self.tokenizer.decode(ids)
+
+    async def stream(
+        self,
+        messages: list[ChatMessage],
+        functions: list[AIFunction] | None = None,
+        *,
+        tool_choice: str = "auto",
+        sampling: SamplingParams | None = None,
+        streamer: Any = None,
+        **hyperparams: Any,
+    ) -> AsyncGenerator[str | Delta | BaseCompletion]:
+        """As for every PromptedEngine; with `strict_tools`, `tool_choice` may also be "required" or a function's name,
+        which makes the reply one call. Raises EngineError if that function is not on offer."""
+        if tool_choice not in ("auto", "none"):
+            if not self._strict:
+                raise EngineError(
+                    f"tool_choice={tool_choice!r} isn't possible here without a grammar: build the engine with "
+                    "strict_tools=True, or give 'auto' or 'none'."
+                )
+            functions = MustCall(functions or (), None if tool_choice == "required" else tool_choice)
+            tool_choice = "auto"
+        more = {"tool_choice": tool_choice, "sampling": sampling, "streamer": streamer, **hyperparams}
+        async with aclosing(super().stream(messages, functions, **more)) as items:
+            async for item in items:
+                yield item
 
     async def close(self) -> None:
         await super().close()

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from kani_lite.engines.call_styles import CallStyle
+from kani_lite.engines.vllm.tools import MustCall
 from kani_lite.exceptions import EngineError
 from kani_lite.functions import AIFunction
 
@@ -26,12 +27,16 @@ def trigger_of(style: CallStyle) -> str | None:
 
 def call_grammar(style: CallStyle, functions: Sequence[AIFunction]) -> str:
     """What follows the trigger, up to the end of the call: one of these functions, and arguments that fit its JSON
-    schema. Where a family writes its calls as one list, all of the list. Limits of numbers are not in the grammar.
+    schema. Where a family writes its calls as one list, all of the list. For MustCall all of the reply, which is one
+    call. Limits of numbers are not in the grammar.
 
     Raises EngineError for a function whose schema can't be written as a grammar.
     """
     trigger = trigger_of(style)
     assert trigger is not None
+    must = functions if isinstance(functions, MustCall) else None
+    if must is not None:
+        trigger, functions = "", must.allowed
     package: Any = llamacpp_package("llama_cpp.llama_grammar")
     converter = package.SchemaConverter(prop_order={}, allow_fetch=False, dotall=False, raw_pattern=False)
     calls = []
@@ -43,7 +48,7 @@ def call_grammar(style: CallStyle, functions: Sequence[AIFunction]) -> str:
     any_call = " | ".join(f"call{number}" for number in range(len(functions)))
     root = "anycall"
     if style.open:
-        more = f"({_literal(style.separator)} anycall)*"
+        more = "" if must is not None else f"({_literal(style.separator)} anycall)*"
         root = f"{_literal(style.open.removeprefix(trigger))} anycall {more} {_literal(style.close)}"
     rules = [_CHARACTER if rule.startswith("char ::=") else rule for rule in converter.format_grammar().splitlines()]
     return "\n".join([f"root ::= {root}", f"anycall ::= {any_call}", *calls, *rules])

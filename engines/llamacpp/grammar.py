@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from kani_lite.engines.call_styles import CallStyle
+from kani_lite.engines.vllm.tools import MustCall
 from kani_lite.exceptions import EngineError
 from kani_lite.functions import AIFunction
 
@@ -128,10 +129,12 @@ class CallGrammars:
 
     def guide(self, functions: Sequence[AIFunction], ends: frozenset[int]) -> CallGuide:
         """For one reply. Raises EngineError for a function whose schema can't be written as a grammar."""
-        key = json.dumps([[function.name, function.json_schema] for function in functions], default=str)
+        must = functions if isinstance(functions, MustCall) else None
+        allowed = functions if must is None else must.allowed
+        key = json.dumps([must is None, *([each.name, each.json_schema] for each in allowed)], default=str)
         if key not in self._known:
             text = call_grammar(self._style, functions)
-            self._known[key] = CallGrammar(self._vocabulary, self._trigger, text)
+            self._known[key] = CallGrammar(self._vocabulary, self._trigger if must is None else b"", text)
             while len(self._known) > _KEPT:
                 self._known.popitem(last=False)
         self._known.move_to_end(key)
@@ -139,7 +142,7 @@ class CallGrammars:
 
 
 class CallGrammar:
-    """What follows a trigger, ready to be begun."""
+    """What follows a trigger, ready to be begun; or with an empty one all of a reply."""
 
     def __init__(self, vocabulary: Vocabulary, trigger: bytes, text: str) -> None:
         lib = vocabulary.model.lib
@@ -166,11 +169,12 @@ class CallGrammar:
 
 
 class CallGuide:
-    """One reply: whether it is inside a call, and which tokens may come."""
+    """One reply: whether it is inside a call, and which tokens may come. `over`: it was to be one call, and is."""
 
     def __init__(self, grammar: CallGrammar, ends: frozenset[int]) -> None:
         self._grammar, self._ends = grammar, ends
-        self._state: GrammarState | None = None
+        self._state = None if grammar.trigger else grammar.begin()
+        self.over = False
         self._tail = b""  # of the text outside calls, what may be a part of the trigger
 
     def allowed(self, logits: Logits, greedy: bool) -> Logits:
@@ -199,10 +203,13 @@ class CallGuide:
         """This is the reply's next token."""
         if self._state is not None:
             # a token that may not come is one that a logit_bias of +inf, say, has forced: the call is given up
-            if not self._state.advance(token) or self._state.complete:
-                self._state = None
+            advanced = self._state.advance(token)
+            if not advanced or self._state.complete:
+                self._state, self.over = None, advanced and not self._grammar.trigger
             return
         trigger = self._grammar.trigger
+        if not trigger:
+            return
         text = self._tail + self._grammar.vocabulary.pieces[token]
         at = text.find(trigger)
         if at >= 0:

@@ -176,7 +176,7 @@ class Context:
         weakref.finalize(self, _free, self._lib, pointer, model).atexit = False
         self._memory = self._lib.llama_get_memory(pointer)
         self._vocabulary = model.vocabulary_size
-        self.batch_size = int(params.n_batch)
+        self.batch_size = int(self._lib.llama_n_batch(pointer))  # at most the cells; more would end the process
         self._batch = _Batch(self._lib, self.batch_size)
         if adapters:
             self._set_adapters(model, adapters)

@@ -20,12 +20,33 @@ TYPES: Mapping[str, int] = {
     "q5_0": 6,
     "q5_1": 7,
     "q8_0": 8,
+    "iq4_nl": 20,
     "bf16": 30,
 }
 """The kinds of numbers that keys and values can be, and ggml's number of each."""
 
-_BYTES = {0: 4.0, 1: 2.0, 2: 18 / 32, 3: 20 / 32, 6: 22 / 32, 7: 24 / 32, 8: 34 / 32, 30: 2.0}
-_OURS = {"n_ctx", "n_seq_max", "kv_unified", "embeddings", "vocab_only", "no_alloc", "n_outputs_max", "ctx_type"}
+_BYTES = {0: 4.0, 1: 2.0, 2: 18 / 32, 3: 20 / 32, 6: 22 / 32, 7: 24 / 32, 8: 34 / 32, 20: 18 / 32, 30: 2.0}
+_OURS = {
+    "n_ctx",
+    "n_seq_max",
+    "kv_unified",
+    "embeddings",
+    "attention_type",  # one that isn't causal is for embeddings
+    "vocab_only",
+    "no_alloc",
+    "n_outputs_max",
+    "ctx_type",
+}
+# what the names of their values begin with: llama.cpp ends the process at a number that it doesn't know
+_CHOICES = {
+    "load_mode": "LLAMA_LOAD_MODE_",
+    "lazy_mode": "LLAMA_LAZY_MODE_",
+    "split_mode": "LLAMA_SPLIT_MODE_",
+    "rope_scaling_type": "LLAMA_ROPE_SCALING_TYPE_",
+    "pooling_type": "LLAMA_POOLING_TYPE_",
+    "flash_attn_type": "LLAMA_FLASH_ATTN_TYPE_",
+}
+_MOST_THREADS = 512  # of ggml
 _PLAIN = (ctypes.c_bool, ctypes.c_int, ctypes.c_int32, ctypes.c_uint32, ctypes.c_float)
 _CHUNK = 256  # tokens of prompts in one forward pass, which a cancelled request waits for
 
@@ -55,18 +76,45 @@ def read_options(given: Mapping[str, Any], threads: int | None) -> LoadOptions:
         if where is None or name in _OURS:
             hint = "the engine sets it itself: see its own parameters" if name in _OURS else "llama.cpp has none"
             raise EngineError(f"model_load_kwargs has {name!r}, and {hint}; leave it out.")
-        try:
-            fields[where][name](value)
-        except TypeError as error:
-            raise EngineError(f"model_load_kwargs[{name!r}]={value!r} is no good: {error}.") from error
+        _check(name, value, fields[where][name], package)
         getattr(read, where)[name] = value
     cores = threads or default_threads()
     read.context = {"n_threads": cores, "n_threads_batch": cores, "n_batch": _CHUNK} | read.context
+    if (most := max(read.context["n_threads"], read.context["n_threads_batch"])) > _MOST_THREADS:
+        raise EngineError(f"threads={most} are more than the {_MOST_THREADS} that llama.cpp can have: give less.")
     read.context.setdefault("n_ubatch", read.context["n_batch"])
-    if 0 in (read.context.get("type_k"), read.context.get("type_v")):
-        # its kernel for float32 is several times slower than plain attention (measured on a CPU)
+    kinds = {read.context.get(kind, TYPES["f16"]) for kind in ("type_k", "type_v")}
+    if TYPES["f32"] in kinds and kinds <= {TYPES[kind] for kind in ("f32", "f16", "bf16")}:
+        # its kernel for float32 is several times slower than plain attention (measured on a CPU); others need it
         read.context.setdefault("flash_attn_type", package.LLAMA_FLASH_ATTN_TYPE_DISABLED)
     return read
+
+
+def _check(name: str, value: Any, kind: Any, package: Any) -> None:
+    """Raises EngineError for a value that its field can't hold, or that llama.cpp doesn't know."""
+    given = f"model_load_kwargs[{name!r}]={value!r}"
+    try:
+        held = kind(value).value
+    except (TypeError, OverflowError) as error:
+        raise EngineError(f"{given} is no good: {error}.") from error
+    if kind is not ctypes.c_float and held != value:
+        raise EngineError(f"{given} is no good: its field can't hold that, it would be {held!r}; give another.")
+    known = _choices(name, package)
+    if known and value not in known.values():
+        there = ", ".join(f"{number} ({each})" for each, number in known.items())
+        raise EngineError(f"{given} is no number that is known for it: give one of {there}.")
+
+
+def _choices(name: str, package: Any) -> Mapping[str, int]:
+    """The numbers that this field can be, by their names; empty if it can be any."""
+    if name in ("type_k", "type_v"):
+        return TYPES
+    begin = _CHOICES.get(name)
+    if begin is None:
+        return {}
+    found = {each.removeprefix(begin): number for each, number in vars(package).items() if each.startswith(begin)}
+    found.pop("MAX_VALUE", None)  # another name of the last one
+    return found
 
 
 def _translated(given: dict[str, Any], package: Any, read: LoadOptions) -> dict[str, Any]:
@@ -83,12 +131,22 @@ def _translated(given: dict[str, Any], package: Any, read: LoadOptions) -> dict[
             if kind not in TYPES:
                 raise EngineError(f"model_load_kwargs[{name!r}]={kind!r} is no kind of number: {', '.join(TYPES)}.")
             given[name] = TYPES[kind]
-    if (path := given.pop("lora_path", None)) is not None:
+    path, scale = given.pop("lora_path", None), given.pop("lora_scale", None)
+    if path is not None:
         if not os.path.isfile(path):
             raise EngineError(f"There is no LoRA adapter {os.fspath(path)!r}: give a GGUF file.")
-        read.adapters[os.fspath(path)] = float(given.pop("lora_scale", 1.0))
-    read.tensor_split = [float(share) for share in given.pop("tensor_split", None) or ()]
+        read.adapters[os.fspath(path)] = _number("lora_scale", 1.0 if scale is None else scale)
+    elif scale is not None:
+        raise EngineError(f"model_load_kwargs has lora_scale={scale!r} and no lora_path: give the adapter's file too.")
+    read.tensor_split = [_number("tensor_split", share) for share in given.pop("tensor_split", None) or ()]
     return given
+
+
+def _number(name: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise EngineError(f"model_load_kwargs has {value!r} for {name!r}: give a number.") from error
 
 
 def default_threads() -> int:
@@ -127,7 +185,8 @@ def context_params(options: LoadOptions, cells: int, sequences: int) -> Any:
     params = package.llama_context_default_params()
     for name, value in options.context.items():
         setattr(params, name, value)
-    params.n_ctx, params.n_seq_max, params.kv_unified = cells, sequences, True
+    # fewer cells than sequences end the process; they are no more memory, since llama.cpp rounds cells up to 256
+    params.n_ctx, params.n_seq_max, params.kv_unified = max(cells, sequences), sequences, True
     params.n_batch = max(params.n_batch, sequences)
     params.n_ubatch = max(params.n_ubatch, sequences)
     return params

@@ -26,4 +26,5 @@ class Running(NumpyRunning[Slot]):
         token = self._sampler.choose(allowed)
         if self._guide is not None:
             self._guide.note(token)
-        return self.add(token, logits)
+        reason = self.add(token, logits)
+        return "stop" if self._guide is not None and self._guide.over else reason

@@ -19,11 +19,13 @@ class Cells(Protocol):
 
 @dataclass(eq=False)
 class Slot:
-    """A sequence of llama.cpp by its number; it has cells for `ids`, `shared` of which came from another slot."""
+    """A sequence of llama.cpp by its number; it has cells for `ids`, `shared` of which came from another slot. While a
+    request has it, room is kept for `wanted` tokens."""
 
     sequence: int
     ids: list[int] = field(default_factory=list)
     shared: int = 0
+    wanted: int = 0
 
 
 class SlotPool:
@@ -50,6 +52,7 @@ class SlotPool:
             else:
                 return None
         slot = self._from(best, length) if best is not None else self._fresh()
+        slot.wanted = wanted
         self._taken.append(slot)
         return slot
 
@@ -84,13 +87,12 @@ class SlotPool:
         return Slot(self._unused.pop())
 
     def _used(self) -> int:
-        """Cells in use, about: those that were shared by a slot that is gone count for nobody."""
-        return sum(len(slot.ids) - slot.shared for slot in [*self._taken, *self._idle])
+        """Cells in use or promised, about: those that were shared by a slot that is gone count for nobody."""
+        return sum(max(len(slot.ids), slot.wanted) - slot.shared for slot in [*self._taken, *self._idle])
 
     def put(self, slot: Slot) -> None:
         """A request has ended: its slot is kept for a later one."""
-        self._taken.remove(slot)
-        self._idle.append(slot)
+        self._release(slot)
         if not slot.ids:
             self._drop(slot)
         while len(self._idle) > self._most_idle:
@@ -98,9 +100,13 @@ class SlotPool:
 
     def drop(self, slot: Slot) -> None:
         """What is in this slot isn't known any more, or its cells are needed."""
+        self._release(slot)
+        self._drop(slot)
+
+    def _release(self, slot: Slot) -> None:
         self._taken.remove(slot)
         self._idle.append(slot)
-        self._drop(slot)
+        slot.wanted = 0
 
     def make_room(self) -> bool:
         """Forgets the idle slot used least recently; False if there is none."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -42,6 +43,17 @@ def test_a_file_without_a_chat_template_is_refused(tmp_path: Path, gguf: Callabl
     ({"n_batch": "many"}, r"model_load_kwargs\['n_batch'\]='many' is no good"),
     ({"type_k": "q3"}, r"model_load_kwargs\['type_k'\]='q3' is no kind of number: f32, f16"),
     ({"lora_path": "/nowhere.gguf"}, "There is no LoRA adapter '/nowhere.gguf'"),
+    ({"lora_scale": 2.0}, "has lora_scale=2.0 and no lora_path: give the adapter's file too"),
+    ({"tensor_split": ["half"]}, "has 'half' for 'tensor_split': give a number"),
+    ({"type_k": 99}, r"\['type_k'\]=99 is no number that is known for it: give one of 0 \(f32\), 1 \(f16\)"),
+    ({"type_v": 9}, r"\['type_v'\]=9 is no number that is known for it"),  # there is one, and it isn't for this
+    ({"load_mode": 77}, r"\['load_mode'\]=77 is no number .*-1 \(AUTO\), 0 \(NONE\), 1 \(MMAP\)"),
+    ({"flash_attn_type": 77}, r"\['flash_attn_type'\]=77 is no number"),
+    ({"rope_scaling_type": 77}, r"\['rope_scaling_type'\]=77 is no number .*2 \(YARN\), 3 \(LONGROPE\)\.$"),
+    ({"attention_type": 1, "n_ubatch": 8}, "'attention_type', and the engine sets it itself"),
+    ({"n_batch": -1}, r"\['n_batch'\]=-1 is no good: its field can't hold that, it would be 4294967295"),
+    ({"offload_kqv": "no"}, r"\['offload_kqv'\]='no' is no good: its field can't hold that, it would be True"),
+    ({"n_threads": 10**6}, "threads=1000000 are more than the 512 that llama.cpp can have"),
 ])  # fmt: skip
 def test_options_that_there_are_not(build: Callable[..., Any], given: dict[str, Any], says: str) -> None:
     with pytest.raises(EngineError, match=says):
@@ -53,6 +65,28 @@ async def test_options_in_the_names_of_llama_cpp(build_later: Callable[..., Any]
     engine = await build_later(model_load_kwargs=given)
     assert (await engine.predict([ChatMessage.user("Hi, who are you?")], temperature=0)).message.text
     await engine.close()
+
+
+@pytest.mark.parametrize("kinds", [("f32", "q8_0"), ("q8_0", "f32"), ("iq4_nl", 20)])
+async def test_kinds_of_keys_and_values(build_later: Callable[..., Any], kinds: tuple[Any, Any]) -> None:
+    engine = await build_later(model_load_kwargs=dict(zip(("type_k", "type_v"), kinds, strict=True)))
+    assert (await engine.predict([ChatMessage.user("Hi, who are you?")], temperature=0)).message.text
+    await engine.close()
+
+
+def test_a_file_that_does_not_say_its_context_length(tmp_path: Path, gguf: Callable[..., Path]) -> None:
+    file, key = tmp_path / "endless.gguf", b"llama.context_length" + struct.pack("<I", 4)
+    whole = gguf().read_bytes()
+    assert whole.count(key + struct.pack("<I", 2048)) == 1
+    for length in (0, 2**32 - 1):
+        file.write_bytes(whole.replace(key + struct.pack("<I", 2048), key + struct.pack("<I", length)))
+        with pytest.raises(EngineError, match=r"length of '.*endless\.gguf' isn't known: pass max_context_size="):
+            LlamaCppEngine(model_path=file)
+        engine = LlamaCppEngine(model_path=file, max_context_size=512)
+        assert engine.max_context_size == 512
+        asked = "<|im_start|>user\nHi, who are you?<|im_end|>\n<|im_start|>assistant\n"
+        assert engine.generate_now(asked, max_tokens=20).text.startswith("I am Nano")
+        anyio.run(engine.close)
 
 
 async def test_a_prompt_that_is_too_long_is_refused(engine: Any) -> None:

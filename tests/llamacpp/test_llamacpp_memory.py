@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import gc
+import json
+import subprocess
+import sys
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +17,7 @@ from kani_lite import AIFunction, ChatMessage, Kani
 from kani_lite.exceptions import EngineError
 
 GREEDY: dict[str, Any] = {"temperature": 0.0, "max_tokens": 40}
+TOKEN = 5 * 2 * 256 * 4 / 2**30  # GB of the keys and values of a token, in f32
 QUERIES = ["My name is Ben.", "What is my name?", "What can you do?", "Thank you!"]
 
 
@@ -68,15 +73,68 @@ async def test_prompts_longer_than_a_batch(build_later: Callable[..., Any], engi
 
 
 async def test_requests_wait_where_there_is_no_room_for_all(build_later: Callable[..., Any], engine: Any) -> None:
-    """256 cells for eight replies of 80 tokens: some begin later, and some begin again."""
-    token = 5 * 2 * 256 * 4  # bytes
-    tight = await build_later(max_context_size=200, kv_cache_memory_gb=256 * token / 2**30, max_cached_prompts=2)
+    """256 cells for eight replies of 80 tokens: some begin later."""
+    tight = await build_later(max_context_size=200, kv_cache_memory_gb=256 * TOKEN, max_cached_prompts=2)
     prompts = [prompt(f"I am {name}. " * 6 + "Tell me about me.") for name in "ABCDEFGH"]
     asked = {"temperature": 0.0, "max_tokens": 80, "ignore_eos": True}
     alone = [(await engine.generate(each, **asked)).ids for each in prompts]
     together = [each.ids for each in await tight.generate_batch(prompts, **asked)]
     assert together == alone
     await tight.close()
+
+
+async def test_a_request_begins_again_where_older_ones_need_its_room(
+    build_later: Callable[..., Any], engine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """768 cells, and two replies that are longer than what was kept for them."""
+    tight = await build_later(max_context_size=600, kv_cache_memory_gb=768 * TOKEN, max_cached_prompts=0)
+    dropped: list[int] = []
+    pool = tight._generator._pool
+    drop = pool.drop
+    monkeypatch.setattr(pool, "drop", lambda slot: (dropped.append(len(slot.ids)), drop(slot)))
+    prompts = [prompt(f"I am {name}. Tell me about me.") for name in "AB"]
+    asked = {"temperature": 0.0, "max_tokens": 450, "ignore_eos": True}
+    alone = [(await engine.generate(each, **asked)).ids for each in prompts]
+    together = [each.ids for each in await tight.generate_batch(prompts, **asked)]
+    await tight.close()
+    assert together == alone
+    assert len(dropped) == 1
+
+
+LOAD = """
+import sys, json, anyio
+from kani_lite.engines.llamacpp import LlamaCppEngine
+
+async def main():
+    prompts = [f"{number}" + " word" * words for number in range(count)]
+    try:
+        done = await engine.generate_batch(prompts, temperature=0, max_tokens=20)
+        print("said", len(done))
+    except Exception as error:
+        print(type(error).__name__)
+    await engine.close()
+
+options, count, words = json.loads(sys.argv[2])
+engine = LlamaCppEngine(model_path=sys.argv[1], **options)
+anyio.run(main)
+"""
+
+
+@pytest.mark.parametrize(("options", "count", "words", "says"), [
+    ({"max_context_size": 1024, "model_load_kwargs": {"n_batch": 2048}, "kv_cache_memory_gb": 0.005}, 4, 400, "said 4"),
+    ({"max_context_size": 200, "kv_cache_memory_gb": 0.001}, 6, 60, "said 6"),
+    ({"max_context_size": 30, "max_batch_size": 40, "kv_cache_memory_gb": 0.00015}, 4, 2, "said 4"),
+    ({"max_context_size": 1}, 1, 5, "PromptTooLong"),
+    ({"kv_cache_memory_gb": 0.00005}, 1, 5, "PromptTooLong"),
+    ({"model_load_kwargs": {"n_batch": 10**9}}, 2, 5, "said 2"),
+])  # fmt: skip
+def test_few_cells_do_not_end_the_process(
+    gguf: Callable[..., Path], options: dict[str, Any], count: int, words: int, says: str
+) -> None:
+    """llama.cpp aborts where a batch has more tokens than there are cells, or fewer cells than sequences."""
+    command = [sys.executable, "-c", LOAD, str(gguf()), json.dumps([options, count, words])]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, says), done.stderr[-2000:]
 
 
 async def test_a_reply_ends_where_the_context_does(build_later: Callable[..., Any]) -> None:

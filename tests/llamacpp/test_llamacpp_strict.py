@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from kani_lite import AIFunction, ChatMessage
 from kani_lite.engines.call_styles import call_style, strict_names
 from kani_lite.engines.llamacpp.gbnf import call_grammar, trigger_of
+from kani_lite.engines.vllm.tools import MustCall
 from kani_lite.exceptions import EngineError
 from kani_lite.prompts.formats import get_format
 
@@ -88,6 +89,33 @@ async def test_a_good_model_says_what_it_says_without(strict: Any, engine: Any) 
         assert [c.function for c in replies[0].tool_calls or ()] == [c.function for c in replies[1].tool_calls or ()]
 
 
+async def test_a_required_call_is_made_whatever_was_asked(strict: Any) -> None:
+    hello, greedy = [ChatMessage.user("hello")], {"temperature": 0.0, "max_tokens": 300}
+    assert not (await strict.predict(hello, [PRICE, BOOK], **greedy)).message.tool_calls
+    for choice, names in (("required", {"get_price", "book"}), ("book", {"book"})):
+        done = await strict.predict(hello, [PRICE, BOOK], tool_choice=choice, **greedy, ignore_eos=True)
+        [call] = done.message.tool_calls
+        assert done.message.text in (None, "")
+        assert done.finish_reason == "stop"
+        assert call.function.name in names
+        {"get_price": PRICE, "book": BOOK}[call.function.name].parse_arguments(call.function.arguments)
+    wild = await strict.predict(hello, [BOOK], tool_choice="required", seed=1, **WILD)
+    assert [call.function.name for call in wild.message.tool_calls] == ["book"]
+    exact = await strict.predict(hello, [BOOK], tool_choice="book", temperature=0.0)
+    limit = await strict.predict(hello, [BOOK], tool_choice="book", temperature=0.0, max_tokens=exact.completion_tokens)
+    assert (limit.finish_reason, limit.message.tool_calls[0].function) == ("stop", exact.message.tool_calls[0].function)
+    assert not (await strict.predict(hello, [PRICE], **greedy)).message.tool_calls  # no grammar is left over
+
+
+async def test_calls_that_cannot_be_required(strict: Any, engine: Any) -> None:
+    with pytest.raises(EngineError, match="'nobody' is no function on offer: there are get_price, book"):
+        await strict.predict(ASK, [PRICE, BOOK], tool_choice="nobody")
+    with pytest.raises(EngineError, match="no functions are on offer"):
+        await strict.predict(ASK, tool_choice="required")
+    with pytest.raises(EngineError, match=r"tool_choice='required' isn't possible here .*strict_tools=True"):
+        await engine.predict(ASK, [PRICE], tool_choice="required")
+
+
 async def test_text_may_come_before_a_call_and_after_it(strict: Any) -> None:
     ids = strict.encode("<|im_start|>assistant\n")
     params = strict.params(None, {"temperature": 0.0, "max_tokens": 200, "logit_bias": {END: -1e9}})
@@ -136,6 +164,12 @@ def test_each_format_has_a_grammar_that_llamacpp_reads(strict: Any, name: str) -
     assert state.complete
     assert grammar.begin(written.removeprefix(trigger).replace("product", "prodigy").encode()) is None
     assert grammar.begin(written.removeprefix(trigger).replace("get_price", "get_prize").encode()) is None
+    whole = CallGrammar(vocabulary, b"", call_grammar(style, MustCall([PRICE, BOOK], "get_price")))
+    required = whole.begin(written.encode())
+    assert required is not None
+    assert required.complete
+    assert whole.begin(style.write("book", "{").encode()) is None
+    assert whole.begin(f"Well: {written}".encode()) is None
 
 
 def test_a_marker_may_end_within_a_token(strict: Any) -> None:

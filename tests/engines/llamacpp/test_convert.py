@@ -125,6 +125,8 @@ CONFIGS: list[tuple[dict[str, Any], str]] = [
     ({"quantization_config": {"quant_method": "awq"}}, "quantization_config="),
     ({"num_hidden_layers": 6}, r"nothing for 'blk\.5\.attn_k\.weight' \(9 missing\)"),
     ({"vocab_size": "many"}, "can't be understood"),
+    ({"intermediate_size": 10**30}, "number of the model's config doesn't fit into GGUF"),
+    ({"num_hidden_layers": float("inf")}, "can't be understood"),
 ]
 
 
@@ -135,6 +137,23 @@ def test_what_cannot_be_converted(model: Path, values: dict[str, Any], says: str
     with pytest.raises(EngineError, match=says):
         convert(model, model / "out.gguf")
     assert sorted(model.iterdir()) == before  # nothing is left behind
+
+
+@pytest.mark.parametrize("length", [10**30, 2**31, 0, -1, None])
+def test_a_context_length_that_is_none(model: Path, length: Any) -> None:
+    """Then that of the tokenizer counts, as for HuggingEngine."""
+    change(model, "config.json", max_position_embeddings=length)
+    change(model, "tokenizer_config.json", model_max_length=1024)
+    assert field(read(convert(model, model / "out.gguf")), "llama.context_length") == 1024
+    change(model, "tokenizer_config.json", model_max_length=10**30)
+    with pytest.raises(EngineError, match=f"The context length isn't known: .* max_position_embeddings={length};"):
+        convert(model, model / "other.gguf")
+
+
+@pytest.mark.parametrize("place", ["/proc/x/y.gguf", "/proc/y.gguf", "/dev/null/y.gguf", "/" + 300 * "a" + ".gguf"])
+def test_where_no_file_can_be(place: str) -> None:
+    with pytest.raises(EngineError, match=rf"'{place}' can't be made \(.*\): give another place"):
+        convert("nano", place)
 
 
 def test_tensors_that_cannot_be_converted(model: Path) -> None:
@@ -208,6 +227,7 @@ def test_a_window_shortens_the_context() -> None:
     config = json.loads((WEIGHTS / "config.json").read_text()) | {"architectures": ["MistralForCausalLM"]}
     assert model_shape(config | {"sliding_window": 512}).context == 512
     assert model_shape(config | {"sliding_window": None}).context == 2048
+    assert model_shape(config | {"sliding_window": -1}).context == 2048
     assert model_shape(config | {"sliding_window": 512, "use_sliding_window": False}).context == 2048
 
 

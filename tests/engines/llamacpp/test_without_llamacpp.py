@@ -148,6 +148,16 @@ def test_old_slots_make_room_and_running_ones_do_not() -> None:
     chats.begin(list(range(300, 390)))
 
 
+def test_room_is_kept_for_what_running_requests_will_read() -> None:
+    chats = Chats(room=100)
+    first = chats.pool.take(list(range(40)), 60)  # it has read nothing yet
+    assert first is not None
+    assert chats.pool.take(list(range(100, 140)), 60) is None
+    assert chats.pool.take(list(range(100, 130)), 40) is not None
+    chats.pool.put(first)
+    assert chats.pool.take(list(range(200, 240)), 60) is not None
+
+
 def test_there_are_only_so_many_idle_slots() -> None:
     chats = Chats(most_idle=1)
     first, second = list(range(50)), list(range(100, 150))
