@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from importlib import import_module
 from json import JSONDecodeError
 from typing import Any, TypeVar
@@ -17,12 +18,19 @@ from kani_lite.engines.wrappers import Backoff
 from kani_lite.exceptions import EngineError, KaniException
 
 from . import server
-from .errors import ServerError, translated
+from .errors import ServerError, told_error, translated
 from .package import openai_module
+from .reply import odd_part
 
 T = TypeVar("T")
 _PROBE_SECONDS = 15.0  # for a server to list its models
 _PROBE_RETRIES = 2
+_END_SECONDS = 0.5  # for what is left of a stream that was closed: nothing, but in a client of one's own
+_LINE_END = re.compile(rb"[\r\n]")  # an empty line between both says nothing
+_OTHER_FIELDS = (b":", b"event:", b"id:", b"retry:")  # of a stream, beside "data:"
+
+DONE = object()
+"""A server's word that its stream is complete."""
 
 
 class Connection:
@@ -100,19 +108,54 @@ class Connection:
         return json.loads(answer.content)
 
     async def chunks(self, request: Mapping[str, Any]) -> AsyncGenerator[Any]:
-        """The JSON of a streamed answer, piece by piece. The connection is closed when this is. Raises one of
-        `failures`, or ServerError for an error within the stream."""
+        """The JSON of a streamed answer, piece by piece, and DONE where the server says that this was all; a server
+        that doesn't stream gives one piece. The connection is closed when this is. Raises one of `failures`."""
         # the package's own streams leave their generators open, of which trio warns
         create = self.usable().chat.completions.with_streaming_response.create
-        async with create(**request) as response:
-            if response.headers.get("content-type", "").startswith("application/json"):
-                yield json.loads(await response.read())  # the server doesn't stream
-                return
-            async with aclosing(response.iter_lines()) as lines:
-                async for line in lines:
-                    if not line.startswith("data:") or line[5:].strip() in ("[DONE]", ""):
-                        continue  # to the end, so that the connection can be used again
-                    yield json.loads(line[5:])
+        whole: list[bytes] | None = []  # of an answer that is no stream
+        async with create(**request) as response, aclosing(self._lines(response)) as lines:
+            async for line in lines:
+                if not line.startswith(b"data:"):
+                    if whole is not None and not line.startswith(_OTHER_FIELDS):
+                        whole.append(line)
+                    continue
+                whole, data = None, line[5:].strip()
+                if data:  # to the end, so that the connection can be used again
+                    yield DONE if data == b"[DONE]" else json.loads(data)
+        if whole and (text := b"\n".join(whole)).strip():
+            yield json.loads(text)
+
+    async def _lines(self, response: Any) -> AsyncGenerator[bytes]:
+        """The lines of an answer. Streams know these line ends only: JSON may hold others, such as U+2028."""
+        pieces = response.http_response.aiter_bytes()
+        rest = b""
+        try:
+            async for piece in pieces:
+                *lines, rest = _LINE_END.split(rest + piece)
+                for line in lines:
+                    yield line
+            yield rest
+        finally:
+            # the HTTP library leaves a generator open where it is not read to its end: that comes when it is closed
+            await response.close()
+            with anyio.move_on_after(_END_SECONDS), suppress(*self.failures):
+                async for _ in pieces:
+                    pass
+
+    def check(self, said: Any, model: str, sent: Sequence[Mapping[str, Any]]) -> None:
+        """Raises the error that a server sent in place of a reply, or within it, and ServerError for what is none."""
+        if not isinstance(said, dict):
+            raise ServerError(f"The server at {self.url} sent what is no reply: {said!r:.200}", temporary=True)
+        if error := said.get("error") or (said if said.get("object") == "error" else None):
+            raise told_error(error, self.url, model, sent)
+        if odd := odd_part(said):
+            raise ServerError(f"The server at {self.url} sent what is no reply ({odd}): is that OpenAI's API?")
+
+    def unfinished(self, last: Any, begun: bool) -> ServerError:
+        """The error for a reply that came to no end, or didn't begin; `last`: what the server sent last, if it did."""
+        if begun or last is None:
+            return ServerError(f"The server at {self.url} broke its reply off: try again.", temporary=True)
+        return ServerError(f"The server at {self.url} answered without a reply: {last!r:.200}", temporary=True)
 
     def error(self, error: Exception, model: str, sent: Sequence[Mapping[str, Any]] = ()) -> KaniException:
         """The error to raise for one of `failures`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from os import PathLike
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -11,14 +11,14 @@ from kani_lite.engines.base import BaseCompletion, BaseEngine, Completion
 from kani_lite.engines.sampling import SamplingParams
 from kani_lite.engines.wrappers import Backoff
 from kani_lite.events import Delta
-from kani_lite.exceptions import EngineError, MissingModelDependencies, PromptTooLong
+from kani_lite.exceptions import EngineError, PromptTooLong
 from kani_lite.functions import AIFunction
 from kani_lite.messages import ChatMessage
 
 from . import parameters, server, wire
-from .connection import Connection
-from .counting import PromptKey, TokenCounts, text_counter
-from .errors import ServerError, longest, told_error
+from .connection import DONE, Connection
+from .counting import LocalPrompts, PromptKey, TokenCounts, load_tokenizer, shape_of, template_fields, text_counter
+from .errors import ServerError, longest
 from .package import openai_module
 from .reply import ReplyReader
 
@@ -137,14 +137,10 @@ class OpenAIEngine(BaseEngine):
 
     def _start_counting(self, tokenizer: Any) -> None:
         if isinstance(tokenizer, str | PathLike):
-            tokenizer = _load_tokenizer(str(tokenizer))
+            tokenizer = load_tokenizer(str(tokenizer))
         self.tokenizer = tokenizer
         self._counts = TokenCounts(None if tokenizer is None else text_counter(tokenizer))
-        self._render: Callable[..., str] | None = None
-        if getattr(tokenizer, "chat_template", None):
-            from kani_lite.prompts.chat_template import ChatTemplatePromptPipeline
-
-            self._render = ChatTemplatePromptPipeline(tokenizer)
+        self._local = LocalPrompts(tokenizer) if getattr(tokenizer, "chat_template", None) else None
         # None: not known before it was asked for
         self._tokenizes: bool | None = False if self._connection.is_openai or tokenizer is not None else None
 
@@ -152,7 +148,7 @@ class OpenAIEngine(BaseEngine):
     def counts_exactly(self) -> bool:  # type: ignore[override]  # a property in place of the attribute
         """Whether `prompt_len` is what the server will count, as far as is known: a server that was not asked yet may
         still turn out to tell."""
-        return self._render is not None or (self._is_vllm is True if self._tokenizes is None else self._tokenizes)
+        return self._local is not None or (self._is_vllm is True if self._tokenizes is None else self._tokenizes)
 
     def message_len(self, message: ChatMessage) -> int:
         """About how many tokens this message adds to a prompt. Raises PromptError for a part without a text form."""
@@ -161,32 +157,32 @@ class OpenAIEngine(BaseEngine):
     async def prompt_len(
         self, messages: Sequence[ChatMessage], functions: Sequence[AIFunction] | None = None, **kwargs: Any
     ) -> int:
-        """Tokens of the whole prompt, exact or estimated: see the class. Raises PromptError for messages that the
-        server's API can't take, or its template refuses."""
+        """Tokens of the whole prompt, exact or estimated: see the class. `kwargs`: a call's hyperparameters, whose
+        extra_body may have the template write another prompt. Raises PromptError for messages that the server's API
+        can't take, or its template refuses."""
         sent, tools = self.translate_messages(messages), self.translate_functions(functions)
-        prompt = PromptKey(sent, tools)
+        prompt = PromptKey(sent, tools, shape_of(kwargs))
         if (known := self._counts.known(prompt)) is not None:
             return known
-        if self._render is not None:
-            ids = self.tokenizer.encode(self._render(messages, functions), add_special_tokens=False)
-            count: int | None = len(ids)
+        fields = template_fields(self._passed, kwargs)
+        if self._local is not None:
+            count: int | None = self._local.count(messages, functions, fields)
         else:
-            count = await self._ask_count(sent, tools)
+            count = await self._ask_count({"messages": sent} | ({"tools": tools} if tools else {}) | fields)
         if count is None:
             return self._counts.estimate(prompt)
         self._counts.learn(prompt, count)
         return count
 
-    async def _ask_count(self, sent: list[dict[str, Any]], tools: list[dict[str, Any]]) -> int | None:
+    async def _ask_count(self, prompt: dict[str, Any]) -> int | None:
         """What the server's tokenize route says; None if it has none, or can't answer now."""
         if self._tokenizes is False:
             return None
-        body = {"model": self.model, "messages": sent} | ({"tools": tools} if tools else {}) | self._template_fields()
-        connection = self._connection
+        connection, body = self._connection, {"model": self.model, **wire.sendable(prompt)}
         try:
             answer = await connection.usable().post(server.tokenize_url(connection.url), cast_to=object, body=body)
         except connection.failures as error:
-            failed = connection.error(error, self.model, sent)
+            failed = connection.error(error, self.model, prompt["messages"])
             if getattr(failed, "temporary", False):
                 return None  # the request itself will say what is wrong
             if self._tokenizes or (self._is_vllm and getattr(failed, "status", None) not in (404, 405)):
@@ -196,12 +192,6 @@ class OpenAIEngine(BaseEngine):
         count = server.token_count(answer)
         self._tokenizes = count is not None
         return count
-
-    def _template_fields(self) -> dict[str, Any]:
-        """What of `extra_body` decides how the server writes the prompt."""
-        extra: Mapping[str, Any] = self._passed.get("extra_body") or {}
-        names = ("chat_template", "chat_template_kwargs", "add_generation_prompt", "continue_final_message")
-        return {name: extra[name] for name in names if name in extra}
 
     # ==== requests ====
 
@@ -221,8 +211,9 @@ class OpenAIEngine(BaseEngine):
         tool_choice: Any,
         sampling: SamplingParams | None,
         hyperparams: Mapping[str, Any],
-    ) -> dict[str, Any]:
-        """The fields of one request. Raises PromptTooLong if the prompt is known to leave no room for a reply."""
+    ) -> tuple[dict[str, Any], PromptKey]:
+        """(the fields of one request, its prompt). Raises PromptTooLong if that is known to leave no room for a
+        reply."""
         given, passed = parameters.split(hyperparams, self._options)
         params = self.sampling.merged(sampling).merged(given)
         extra = bool(self.extra_sampling)
@@ -233,35 +224,40 @@ class OpenAIEngine(BaseEngine):
             request["tools"] = tools
             if tool_choice != "auto":
                 request["tool_choice"] = wire.wire_tool_choice(tool_choice, functions)
-        params = await self._fitted(params, request, messages, functions)
+        prompt = PromptKey(request["messages"], tools, shape_of(passed))
+
+        async def count() -> int:
+            return await self.prompt_len(messages, functions, **passed)
+
+        params = await self._fitted(params, prompt, request["messages"], count)
         fields = parameters.request_fields(params, self.max_tokens_key, extra)
         body = {
             **fields.pop("extra_body", {}),
             **(self._passed.get("extra_body") or {}),
             **(passed.get("extra_body") or {}),
         }
-        return request | self._passed | passed | fields | ({"extra_body": body} if body else {})
+        more = {**self._passed, **passed, **fields, **({"extra_body": body} if body else {})}
+        return request | {name: wire.sendable(value) for name, value in more.items()}, prompt
 
     async def _fitted(
         self,
         params: SamplingParams,
-        request: Mapping[str, Any],
-        messages: Sequence[ChatMessage],
-        functions: Sequence[AIFunction] | None,
+        prompt: PromptKey,
+        sent: Sequence[Mapping[str, Any]],
+        count: Callable[[], Awaitable[int]],
     ) -> SamplingParams:
         """The parameters with no more tokens than there is room for: servers refuse a request that asks for more."""
-        prompt = PromptKey(request["messages"], request.get("tools", ()))
         known = self._counts.known(prompt)
         if known is None and params.max_tokens is not None and self.counts_exactly:
             may_be_close = 2 * self._counts.estimate(prompt) + params.max_tokens > self.max_context_size
-            known = await self.prompt_len(messages, functions) if may_be_close else None
+            known = await count() if may_be_close else None
         if known is None:
             return params
         room = self.max_context_size - known
         if room < 1:
             raise PromptTooLong(
                 f"The prompt has {known} tokens and the context {self.max_context_size}: it is {1 - room} too long "
-                f"for a reply.{longest(request['messages'])}"
+                f"for a reply.{longest(sent)}"
             )
         fits = params.max_tokens is None or params.max_tokens <= room
         return params if fits else params.model_copy(update={"max_tokens": room})
@@ -278,21 +274,20 @@ class OpenAIEngine(BaseEngine):
         **hyperparams: Any,
     ) -> BaseCompletion:
         """The model's next message, in one answer. Raises what `stream` does."""
-        request = await self._request(messages, functions, tool_choice, sampling, hyperparams)
+        request, prompt = await self._request(messages, functions, tool_choice, sampling, hyperparams)
         connection = self._connection
 
         async def once() -> Completion:
             reader = ReplyReader(refused=tool_choice == "none")
             answer = await connection.completion(request)
-            self._check(answer, request)
+            connection.check(answer, self.model, request["messages"])
             if not answer.get("choices"):
-                text = f"The server at {connection.url} answered without a reply: {answer!r:.200}"
-                raise ServerError(text, temporary=True)
+                raise connection.unfinished(answer, begun=False)
             for _ in reader.feed(answer):
                 pass
             for _ in reader.finish():
                 pass
-            return self._completion(reader, request)
+            return self._completion(reader, prompt)
 
         return await connection.attempts(once, self.model, request["messages"])
 
@@ -311,7 +306,7 @@ class OpenAIEngine(BaseEngine):
         PromptError for messages or choices that the API can't take, ServerError (an EngineError) for what the server
         refuses or breaks off, TypeError for an unknown hyperparameter, EngineError for one that the server can't do.
         """
-        request = await self._request(messages, functions, tool_choice, sampling, hyperparams)
+        request, prompt = await self._request(messages, functions, tool_choice, sampling, hyperparams)
         request |= {"stream": True} | ({"stream_options": {"include_usage": True}} if self.stream_usage else {})
         failures, begun = 0, False
         while True:
@@ -330,35 +325,30 @@ class OpenAIEngine(BaseEngine):
             await self._connection.wait_or_raise(failed, failures)
         for delta in reader.finish():
             yield delta
-        yield self._completion(reader, request)
+        yield self._completion(reader, prompt)
 
     async def _pieces(self, request: dict[str, Any], reader: ReplyReader) -> AsyncGenerator[str | Delta]:
         """What one attempt streams. However it ends, the connection is closed, and so the model stops."""
-        connection = self._connection
+        connection, chunk = self._connection, None
         try:
             async with aclosing(connection.chunks(request)) as chunks:
                 async for chunk in chunks:
-                    self._check(chunk, request)
+                    if chunk is DONE:
+                        reader.done = True
+                        continue
+                    connection.check(chunk, self.model, request["messages"])
                     for piece in reader.feed(chunk):
                         yield piece
         except connection.failures as error:
             if not reader.complete:  # a server may go away once it has said everything
                 raise connection.error(error, self.model, request["messages"]) from error
         if not reader.complete:
-            raise ServerError(f"The server at {connection.url} broke its reply off: try again.", temporary=True)
+            raise connection.unfinished(None if chunk is DONE else chunk, reader.begun)
 
-    def _check(self, said: Any, request: Mapping[str, Any]) -> None:
-        """Raises the error that a server sent in place of a reply, or within it."""
-        url = self._connection.url
-        if not isinstance(said, dict):
-            raise ServerError(f"The server at {url} sent what is no reply: {said!r:.200}", temporary=True)
-        if error := said.get("error"):
-            raise told_error(error, url, self.model, request["messages"])
-
-    def _completion(self, reader: ReplyReader, request: Mapping[str, Any]) -> Completion:
+    def _completion(self, reader: ReplyReader, prompt: PromptKey) -> Completion:
         completion = reader.completion()
         if completion.prompt_tokens:
-            self._counts.learn(PromptKey(request["messages"], request.get("tools", ())), completion.prompt_tokens)
+            self._counts.learn(prompt, completion.prompt_tokens)
         return completion
 
     async def close(self) -> None:
@@ -375,17 +365,3 @@ def _check_arguments(api_type: str | None, size: int | None, retry: int, timeout
         raise EngineError(f"retry={retry} is no number of repetitions: give 0 or more.")
     if timeout is not None and not timeout > 0:
         raise EngineError(f"timeout={timeout} is no number of seconds: give more than 0, or None for no limit.")
-
-
-def _load_tokenizer(name: str) -> Any:
-    """A tokenizer of transformers, from a folder or the hub."""
-    try:
-        from transformers import AutoTokenizer
-    except ImportError as error:
-        raise MissingModelDependencies(
-            f"tokenizer={name!r} needs transformers, which isn't installed: pip install 'kani-lite[huggingface]'"
-        ) from error
-    try:
-        return AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        raise EngineError(f"There is no tokenizer in {name!r}, here or on the hub: {error}") from error

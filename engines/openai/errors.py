@@ -11,7 +11,14 @@ from typing import Any
 
 from kani_lite.exceptions import EngineError, KaniException, PromptTooLong
 
-_TOO_LONG = re.compile(r"context (?:length|size|window)|maximum model length|max_model_len|prompt is too long", re.I)
+# what a prompt may be longer than, and that it is; a field's name alone says neither
+_LIMIT = r"context (?:length|size|window)|maximum (?:model|prompt) length|max_model_len|number of tokens allowed"
+_EXCEEDED = r"exceed|longer|too (?:long|large|many)|maximum|\d+ tokens|of only \d"
+_TOO_LONG = re.compile(rf"(?=.*(?:{_LIMIT}))(?=.*(?:{_EXCEEDED}))|prompt is too long", re.I)
+_TOO_LONG_CODE = re.compile(r"context.*(?:exceed|overflow|too_?l)|exceed.*context", re.I)
+_OUR_FAULT = re.compile(r"invalid_request|bad_?request", re.I)
+# Hugging Face's TGI: the prompt alone, or with the reply
+_TGI = re.compile(r"`inputs`.* must (?:be <=|have less than) (\d+)(?:.*Given: (\d+))?")
 _TEMPORARY_STATUS = {408, 409, 425, 429}
 
 
@@ -56,8 +63,9 @@ def translated(error: Exception, url: str, model: str, messages: Sequence[Mappin
 def told_error(error: Any, url: str, model: str, messages: Sequence[Mapping[str, Any]]) -> KaniException:
     """The error for one that a server tells within a stream, or with status 200."""
     body = error if isinstance(error, Mapping) else {"message": error}
-    code = body.get("code")
-    status = code if isinstance(code, int) and 400 <= code < 600 else 500
+    code, codes = body.get("code"), f"{body.get('code')} {body.get('type')}"
+    status = 400 if _OUR_FAULT.search(codes) or _TOO_LONG_CODE.search(codes) else 500
+    status = code if isinstance(code, int) and 400 <= code < 600 else status
     said = " ".join(str(body.get("message") or body).split())[:500]
     return _refusal(status, said, body, {}, url, model, messages)
 
@@ -72,9 +80,8 @@ def _refusal(
     messages: Sequence[Mapping[str, Any]],
 ) -> KaniException:
     code = str(body.get("code") or body.get("type") or "")
-    reply_too_long = "max_tokens" in said and "too large" in said  # vLLM names the context there too
-    if status in (400, 413, 422) and not reply_too_long and ("context" in code or _TOO_LONG.search(said)):
-        return PromptTooLong(f"The server at {url} finds the prompt too long: {said}{longest(messages)}")
+    if status in (400, 413, 422) and _says_too_long(said, f"{body.get('code')} {body.get('type')}"):
+        return PromptTooLong(f"The server at {url} finds the prompt too long: {said.rstrip('.')}.{longest(messages)}")
     if status in (401, 403):
         text = f"The server at {url} refuses the key ({status}: {said}): pass api_key=, or set OPENAI_API_KEY."
         return ServerError(text, status=status)
@@ -92,6 +99,15 @@ def _refusal(
         text = f"The server at {url} can't answer now ({status}: {said}): try again later.{later}"
         return ServerError(text, status=status, retry_after=after, temporary=True)
     return ServerError(f"The server at {url} refuses the request ({status}): {said}", status=status)
+
+
+def _says_too_long(said: str, codes: str) -> bool:
+    """Whether a refusal is about the prompt's length, rather than about a reply that was asked for."""
+    if tgi := _TGI.search(said):
+        return tgi[2] is None or int(tgi[2]) >= int(tgi[1])
+    if "max_tokens" in said and "too large" in said:  # vLLM names the context there too
+        return False
+    return bool(_TOO_LONG_CODE.search(codes) or _TOO_LONG.search(said))
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:

@@ -21,6 +21,9 @@ from kani_lite.prompts.calls import CallText, read_headed
 from .wire import is_object
 
 _REASONING = ("reasoning_content", "reasoning")  # DeepSeek's and older vLLM's name; newer vLLM's and others'
+_OLD_FORM = -1  # the index of a call that can't have one
+_COUNTS = ("prompt_tokens", "completion_tokens")
+_MOST_TOKENS = 1e15  # JSON has numbers that are no count, too
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,8 @@ class ReplyReader:
     began: float = field(default_factory=time.perf_counter)
     finish_reason: str | None = None
     usage: Any = None
+    done: bool = False  # the server said that nothing more comes
+    begun: bool = False  # a piece of the reply itself came
 
     def __post_init__(self) -> None:
         self._text: list[str] = []
@@ -79,18 +84,21 @@ class ReplyReader:
     @property
     def complete(self) -> bool:
         """Whether the server said that this is all."""
-        return self.finish_reason is not None or self.usage is not None
+        return self.finish_reason is not None or (self.done and self.begun)
 
     def feed(self, chunk: Any) -> Iterator[str | Delta]:
         """What one piece of a stream, or a whole answer, adds: text as `str`, other deltas as they are."""
-        self.usage = _get(chunk, "usage") or self.usage
-        choices = _get(chunk, "choices")
+        usage, choices = _get(chunk, "usage"), _get(chunk, "choices")
+        self.usage = usage or self.usage
         if not choices:
+            # some servers tell it with each piece; beside none it comes last
+            self.done = self.done or (bool(usage) and self.begun)
             return
-        choice = choices[0]
+        self.begun, choice = True, choices[0]
         self.finish_reason = _get(choice, "finish_reason") or self.finish_reason
         self._read_logprobs(_get(choice, "logprobs"))
         delta, message = _get(choice, "delta"), _get(choice, "message")
+        self.done = self.done or (delta is None and message is not None)
         for item in self._said(delta or message, whole=delta is None):
             if self._first is None:
                 self._first = time.perf_counter()
@@ -106,7 +114,10 @@ class ReplyReader:
             if text := _plain(_get(said, name)):
                 self._text.append(text)
                 yield text
-        for piece in _get(said, "tool_calls") or ():
+        calls = _get(said, "tool_calls")
+        if not calls and (old := _get(said, "function_call")):  # the API's form before it had tools: one call
+            calls, whole = [{"index": _OLD_FORM, "function": old}], False
+        for piece in calls or ():
             if not self.refused:
                 yield from self._read_call(piece, whole)
 
@@ -155,8 +166,8 @@ class ReplyReader:
         return ToolCallStarted(call.index, call.id, call.name)
 
     def _read_logprobs(self, logprobs: Any) -> None:
-        for one in _get(logprobs, "content") or ():
-            top = {_get(other, "token"): _get(other, "logprob") for other in _get(one, "top_logprobs") or ()}
+        for one in _list(_get(logprobs, "content")):
+            top = {_get(other, "token"): _get(other, "logprob") for other in _list(_get(one, "top_logprobs"))}
             self._logprobs.append(TextLogprob(_get(one, "token"), _get(one, "logprob"), top))
 
     def finish(self) -> Iterator[Delta]:
@@ -183,14 +194,38 @@ class ReplyReader:
         reason = self.finish_reason
         return Completion(
             self.message(),
-            _get(self.usage, "prompt_tokens"),
-            _get(self.usage, "completion_tokens"),
-            cached_tokens=_get(details, "cached_tokens"),
+            *(_count(_get(self.usage, name)) for name in _COUNTS),
+            cached_tokens=_count(_get(details, "cached_tokens")),
             seconds=time.perf_counter() - self.began,
             first_token_seconds=None if self._first is None else self._first - self.began,
             finish_reason="stop" if reason in ("tool_calls", "function_call", None) else reason,
             logprobs=self._logprobs or None,
         )
+
+
+def odd_part(said: Any) -> str | None:
+    """What of an answer isn't as the API has it, so that it can't be read: its name and value; None if all is well."""
+    choices, usage = _get(said, "choices"), _get(said, "usage")
+    if choices is not None and not isinstance(choices, list):
+        return f"choices={choices!r:.100}"
+    for choice in choices or ():
+        for form in ("delta", "message"):
+            calls = _get(_get(choice, form), "tool_calls")
+            if calls is not None and not isinstance(calls, list):
+                return f"tool_calls={calls!r:.100}"
+    for name in _COUNTS:
+        if not isinstance(count := _get(usage, name), int | float | None):
+            return f"usage.{name}={count!r:.100}"
+    return None
+
+
+def _count(value: Any) -> int | None:
+    """A number of tokens; None for what is none."""
+    return int(value) if isinstance(value, int | float) and 0 <= value < _MOST_TOKENS else None
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
 
 
 def _get(value: Any, name: str) -> Any:

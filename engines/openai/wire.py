@@ -29,6 +29,11 @@ def wire_messages(messages: Sequence[ChatMessage], reasoning_key: str | None = N
 
 def wire_message(message: ChatMessage, reasoning_key: str | None = None) -> dict[str, Any]:
     """One message as a dict. What the model thought goes under `reasoning_key`, or is left out."""
+    sent: dict[str, Any] = sendable(_fields(message, reasoning_key))
+    return sent
+
+
+def _fields(message: ChatMessage, reasoning_key: str | None) -> dict[str, Any]:
     made: dict[str, Any] = {"role": _ROLES[message.role], "content": _text(message)}
     if message.role is ChatRole.FUNCTION:
         return made if message.tool_call_id is None else made | {"tool_call_id": message.tool_call_id}
@@ -79,8 +84,26 @@ def wire_tools(functions: Sequence[AIFunction] | None, strict: bool = False) -> 
     tools = []
     for function in functions or ():
         spec = {"name": function.name, "description": function.desc or "", "parameters": function.json_schema}
-        tools.append({"type": "function", "function": spec | ({"strict": True} if strict else {})})
+        tools.append({"type": "function", "function": sendable(spec | ({"strict": True} if strict else {}))})
     return tools
+
+
+def sendable(value: Any) -> Any:
+    """JSON with whole characters in its texts only."""
+    if isinstance(value, str):
+        return whole(value)
+    if isinstance(value, dict):
+        return {sendable(name): sendable(one) for name, one in value.items()}
+    return [sendable(one) for one in value] if isinstance(value, list | tuple) else value
+
+
+def whole(text: str) -> str:
+    """A text without half surrogate pairs, which UTF-8 has not: a pair becomes its character, a half U+FFFD."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return text
 
 
 def wire_tool_choice(choice: Any, functions: Sequence[AIFunction] | None) -> Any:

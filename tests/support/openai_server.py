@@ -7,19 +7,23 @@ from __future__ import annotations
 
 import asyncio
 import json
+import select
 import socket
 import struct
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from inspect import isawaitable
 from typing import Any
 
 from kani_lite import AIFunction, ChatMessage, ChatRole, ReasoningPart, ToolCall
-from kani_lite.engines import BaseCompletion, BaseEngine
+from kani_lite.engines import BaseCompletion, BaseEngine, SamplingParams
+from kani_lite.events import Delta, ReasoningDelta, TextDelta, ToolCallDelta, ToolCallStarted
+from kani_lite.exceptions import EngineError, KaniException, PromptTooLong
 
 ROLES = {"system": ChatRole.SYSTEM, "user": ChatRole.USER, "assistant": ChatRole.ASSISTANT, "tool": ChatRole.FUNCTION}
 USAGE = {"prompt_tokens": 11, "completion_tokens": 5, "total_tokens": 16}
@@ -40,9 +44,16 @@ class Exchange(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     script: Script  # set on the class that each server makes
+    streaming = False
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002  # the base's name
         return
+
+    def handle_one_request(self) -> None:
+        try:
+            super().handle_one_request()
+        except ConnectionError:  # a client that hangs up
+            self.close_connection = True
 
     def do_GET(self) -> None:
         self._answer(None)
@@ -56,8 +67,23 @@ class Exchange(BaseHTTPRequestHandler):
         self.script.requests.append(request)
         try:
             self.script.step_for(request)(self, request)
-        except (BrokenPipeError, ConnectionResetError):
-            self.close_connection = True
+        except ConnectionError:
+            raise
+        except KaniException as error:
+            self._fail(error, 400)
+        except Exception as error:  # the test is told of it when the server ends
+            self.script.errors.append(error)
+            self._fail(error, 500)
+
+    def _fail(self, error: Exception, number: int) -> None:
+        """An error in OpenAI's form, in a stream or in place of an answer."""
+        code = "context_length_exceeded" if isinstance(error, PromptTooLong) else number
+        body = {"error": {"message": str(error), "type": type(error).__name__, "code": code}}
+        if self.streaming:
+            self.send_piece(b"data: " + json.dumps(body).encode() + b"\n\n")
+            self.end_stream()
+        else:
+            self.send_json(body, number)
 
     def send_json(self, body: Any, status: int = 200, headers: dict[str, str] | None = None) -> None:
         self.send_bytes(json.dumps(body).encode(), status, headers)
@@ -72,6 +98,7 @@ class Exchange(BaseHTTPRequestHandler):
         self.wfile.write(data)
 
     def begin_stream(self) -> None:
+        self.streaming = True
         self.send_response(200)
         self.send_header("content-type", "text/event-stream")
         self.send_header("transfer-encoding", "chunked")
@@ -84,6 +111,7 @@ class Exchange(BaseHTTPRequestHandler):
 
     def end_stream(self) -> None:
         self.wfile.write(b"0\r\n\r\n")
+        self.streaming = False
 
     def drop(self, *, reset: bool) -> None:
         """Ends the connection without an end of the answer."""
@@ -94,13 +122,16 @@ class Exchange(BaseHTTPRequestHandler):
             self.connection.shutdown(socket.SHUT_RDWR)
         self.connection.close()
 
+    def check_heard(self) -> None:
+        """Raises ConnectionResetError if the client has hung up."""
+        if select.select([self.connection], [], [], 0)[0] and not self.connection.recv(1, socket.MSG_PEEK):
+            raise ConnectionResetError("The client has hung up.")
+
     def wait_for_hangup(self) -> None:
         """Waits until the client has closed the connection."""
-        try:
+        with suppress(ConnectionResetError):
             while self.connection.recv(1024):
                 continue
-        except ConnectionResetError:
-            pass  # that is a hangup, too
         self.script.hung_up.set()
         self.close_connection = True
 
@@ -111,13 +142,14 @@ Step = Callable[[Exchange, Request], None]
 @dataclass
 class Script:
     """`steps` answer the chat completions in their order, `chat` those that no step is left for. `tokenize`: the count
-    of a prompt, as vLLM's route says it; None: there is no such route."""
+    of a prompt, as vLLM's route says it; None: there is no such route. `errors`: what steps raised by mistake."""
 
     steps: list[Step] = field(default_factory=list)
     models: list[dict[str, Any]] | None = None
     tokenize: Callable[[Any], int] | None = None
     chat: Step | None = None
     requests: list[Request] = field(default_factory=list)
+    errors: list[Exception] = field(default_factory=list)
     hung_up: threading.Event = field(default_factory=threading.Event)
     url: str = ""
 
@@ -131,8 +163,8 @@ class Script:
             models = self.models
             return lambda exchange, _: exchange.send_json({"object": "list", "data": models})
         if request.path == "/tokenize" and self.tokenize is not None:
-            count = self.tokenize(request.body)
-            return lambda exchange, _: exchange.send_json({"count": count, "max_model_len": 4096, "tokens": []})
+            count = self.tokenize
+            return lambda exchange, _: exchange.send_json({"count": count(request.body), "max_model_len": 4096})
         if request.path == "/v1/chat/completions":
             if self.steps:
                 return self.steps.pop(0)
@@ -143,7 +175,7 @@ class Script:
 
 @contextmanager
 def serving(script: Script) -> Iterator[Script]:
-    """The script on a port of its own; `script.url` ends in /v1."""
+    """The script on a port of its own; `script.url` ends in /v1. Raises what steps raised, at the end."""
     handler = type("ScriptedExchange", (Exchange,), {"script": script})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
@@ -157,6 +189,8 @@ def serving(script: Script) -> Iterator[Script]:
         server.shutdown()
         server.server_close()
         thread.join()
+    if script.errors:
+        raise ExceptionGroup("The server's steps failed.", script.errors)
 
 
 # ==== steps ====
@@ -165,15 +199,17 @@ def serving(script: Script) -> Iterator[Script]:
 def answer(
     message: dict[str, Any], finish: str | None = "stop", usage: dict[str, Any] | None = USAGE, **choice: Any
 ) -> Step:
-    """A whole reply."""
+    """A whole reply. `choice`: more fields of that."""
     said = {"index": 0, "message": {"role": "assistant", **message}, "finish_reason": finish, **choice}
     body = {"id": "c1", "object": "chat.completion", "created": 1, "model": "m", "choices": [said]}
     return lambda exchange, _: exchange.send_json(body | ({"usage": usage} if usage else {}))
 
 
-def event(delta: dict[str, Any] | None, finish: str | None = None, **more: Any) -> bytes:
-    """One event of a stream; without a delta, one without choices."""
-    choices = [] if delta is None else [{"index": 0, "delta": delta, "finish_reason": finish}]
+def event(
+    delta: dict[str, Any] | None, finish: str | None = None, choice: dict[str, Any] | None = None, **more: Any
+) -> bytes:
+    """One event of a stream; without a delta, one without choices. `choice`: more fields of that."""
+    choices = [] if delta is None else [{"index": 0, "delta": delta, "finish_reason": finish, **(choice or {})}]
     chunk = {"id": "c1", "object": "chat.completion.chunk", "created": 1, "model": "m", "choices": choices, **more}
     return b"data: " + json.dumps(chunk).encode() + b"\n\n"
 
@@ -254,23 +290,23 @@ def hangs(pieces: Sequence[bytes] = ()) -> Step:
 
 # ==== a real engine behind the server ====
 
+# what goes to the engine as it is, and what is read here; anything else is refused
+_SAMPLING = SamplingParams.model_fields.keys() - {"logprobs"} | {"tool_choice"}
+_READ = {"model", "messages", "tools", "stream", "stream_options", "logprobs", "top_logprobs"}
+
 
 def script_of(engine: BaseEngine, name: str = "model") -> Script:
     """A server that answers with an engine, counts with it, and says how long its context is."""
     card = {"id": name, "object": "model", "owned_by": "vllm", "max_model_len": engine.max_context_size}
 
-    def count(body: Any) -> int:
-        return asyncio.run(_count(engine, body))
+    async def count(body: Any) -> int:
+        found = engine.prompt_len(*_chat(body))
+        return await found if isawaitable(found) else found
 
-    return Script(models=[card], tokenize=count, chat=lambda exchange, request: _reply(engine, exchange, request))
-
-
-async def _count(engine: BaseEngine, body: Any) -> int:
-    found = engine.prompt_len(*_read(body))
-    return await found if isawaitable(found) else found
+    return Script(models=[card], tokenize=lambda body: asyncio.run(count(body)), chat=partial(_reply, engine))
 
 
-def _read(body: Any) -> tuple[list[ChatMessage], list[AIFunction]]:
+def _chat(body: Any) -> tuple[list[ChatMessage], list[AIFunction] | None]:
     messages = []
     for one in body["messages"]:
         calls = [ToolCall.model_validate(call) for call in one.get("tool_calls") or ()]
@@ -280,31 +316,84 @@ def _read(body: Any) -> tuple[list[ChatMessage], list[AIFunction]]:
     functions = [
         AIFunction(lambda **_: None, name=s["name"], desc=s["description"], json_schema=s["parameters"]) for s in specs
     ]
-    return messages, functions
+    return messages, functions or None
+
+
+def _options(body: Any) -> dict[str, Any]:
+    if unknown := sorted(body.keys() - _SAMPLING - _READ):
+        raise EngineError(f"This server does not know {', '.join(unknown)}: leave it out.")
+    logprobs = {"logprobs": body.get("top_logprobs", 0)} if body.get("logprobs") else {}
+    return logprobs | {name: body[name] for name in _SAMPLING & body.keys()}
 
 
 def _reply(engine: BaseEngine, exchange: Exchange, request: Request) -> None:
-    body = request.body
-    names = ("temperature", "top_p", "top_k", "min_p", "max_tokens", "seed", "stop", "repetition_penalty")
-    options = {name: body[name] for name in names if name in body}
-    if "tool_choice" in body:
-        options["tool_choice"] = body["tool_choice"]
-    completion = asyncio.run(_predict(engine, body, options))
-    message = completion.message
-    usage = {"prompt_tokens": completion.prompt_tokens, "completion_tokens": completion.completion_tokens}
-    reason = "tool_calls" if message.tool_calls else getattr(completion, "finish_reason", "stop")
+    """The engine's reply, piece by piece or whole. The engine stops when the client hangs up."""
+    with asyncio.Runner() as runner:  # its loop stands still while the answer is written
+        stream: Any = engine.stream(*_chat(request.body), **_options(request.body))
+
+        async def step() -> Any:
+            return await anext(stream, None)
+
+        def items() -> Iterator[Any]:
+            while (item := runner.run(step())) is not None:
+                exchange.check_heard()
+                yield item
+
+        try:
+            (_reply_in_pieces if request.body.get("stream") else _reply_whole)(engine, exchange, request, items())
+        finally:
+            runner.run(stream.aclose())
+
+
+def _reply_whole(engine: BaseEngine, exchange: Exchange, request: Request, items: Iterator[Any]) -> None:
+    *_, last = items
+    message = last.message
     said: dict[str, Any] = {"content": message.text}
     if thought := "".join(part.content for part in message.parts if isinstance(part, ReasoningPart)):
         said["reasoning_content"] = thought
-    calls = [{"index": i, **call.model_dump()} for i, call in enumerate(message.tool_calls or ())]
-    if not body.get("stream"):
-        answer(said | ({"tool_calls": calls} if calls else {}), reason, usage)(exchange, request)
-        return
-    text = message.text or ""
-    deltas: list[dict[str, Any]] = [{"content": text[i : i + 3]} for i in range(0, len(text), 3)]
-    streamed(events([*deltas, *({"tool_calls": [call]} for call in calls)], reason, usage))(exchange, request)
+    if message.tool_calls:
+        said["tool_calls"] = [call.model_dump() for call in message.tool_calls]
+    finish, usage, more = _ending(engine, last)
+    answer(said, finish, usage, **more)(exchange, request)
 
 
-async def _predict(engine: BaseEngine, body: Any, options: dict[str, Any]) -> BaseCompletion:
-    messages, functions = _read(body)
-    return await engine.predict(messages, functions or None, **options)
+def _reply_in_pieces(engine: BaseEngine, exchange: Exchange, request: Request, items: Iterator[Any]) -> None:
+    for item in items:
+        if not exchange.streaming:  # a prompt that is refused has another status
+            exchange.begin_stream()
+        if isinstance(item, BaseCompletion):
+            finish, usage, more = _ending(engine, item)
+            exchange.send_piece(event({}, finish, more))
+            if (request.body.get("stream_options") or {}).get("include_usage"):
+                exchange.send_piece(event(None, usage=usage))
+        elif (delta := _delta(item)) is not None:
+            exchange.send_piece(event(delta))
+    exchange.send_piece(b"data: [DONE]\n\n")
+    exchange.end_stream()
+
+
+def _delta(item: str | Delta) -> dict[str, Any] | None:
+    if isinstance(item, str | TextDelta):
+        return {"content": item if isinstance(item, str) else item.text}
+    if isinstance(item, ReasoningDelta):
+        return {"reasoning_content": item.text}
+    if isinstance(item, ToolCallStarted):
+        return {"tool_calls": [{"index": item.index, "id": item.id, "function": {"name": item.name}}]}
+    if isinstance(item, ToolCallDelta):
+        return {"tool_calls": [{"index": item.index, "function": {"arguments": item.arguments}}]}
+    return None
+
+
+def _ending(engine: Any, done: Any) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """(why a reply ended, its usage, its logprobs if they were asked for)."""
+
+    def one(token: int, logprob: float) -> dict[str, Any]:
+        text = engine.decode([token])
+        return {"token": text, "logprob": max(logprob, -9999.0), "bytes": list(text.encode())}
+
+    usage = {"prompt_tokens": done.prompt_tokens, "completion_tokens": done.completion_tokens}
+    reason = "tool_calls" if done.message.tool_calls else done.finish_reason
+    if done.logprobs is None:
+        return reason, usage, {}
+    told = [one(e.token, e.logprob) | {"top_logprobs": [one(*other) for other in e.top.items()]} for e in done.logprobs]
+    return reason, usage, {"logprobs": {"content": told}}

@@ -127,6 +127,63 @@ async def test_a_local_tokenizer_with_a_template_counts_exactly(serve: Any) -> N
         await nano.close()
 
 
+THINK = {"extra_body": {"chat_template_kwargs": {"enable_thinking": True}}}
+
+
+async def test_a_call_with_its_own_template_is_another_prompt(serve: Any) -> None:
+    """Its usage says nothing of the plain prompt, and it is counted as it is written."""
+
+    def count(body: Any) -> int:
+        return 20 if body.get("chat_template_kwargs") else 10
+
+    def chat(exchange: Any, request: Request) -> None:
+        usage = {"prompt_tokens": count(request.body), "completion_tokens": 1}
+        answer({"content": "ok"}, usage=usage)(exchange, request)
+
+    script, engine = await serve(script=Script(tokenize=count, chat=chat))
+    assert await engine.prompt_len(HI) == 10
+    assert (await engine.predict(HI, **THINK)).prompt_tokens == 20
+    assert await engine.prompt_len(HI) == 10
+    assert await engine.prompt_len(HI, **THINK, temperature=1) == 20
+    for effort in ("low", "high"):
+        await engine.predict(HI, reasoning_effort=effort)
+    assert len(engine._counts._known) == 4
+    close = await engine.predict([ChatMessage.user("Hi there")], max_tokens=4090, **THINK)
+    assert close.prompt_tokens == 20
+    assert script.chats[-1].body["max_tokens"] == 4096 - 20
+
+
+async def test_a_local_template_takes_a_calls_fields(serve: Any) -> None:
+    script, engine = await serve(tokenizer=Path(WEIGHTS))
+    plain = await engine.prompt_len(HI)
+    longer = {"extra_body": {"chat_template": "{{ mark }}{% for m in messages %}{{ m.content * 50 }}{% endfor %}"}}
+    assert await engine.prompt_len(HI, **longer) > plain + 40
+    longer["extra_body"]["chat_template_kwargs"] = {"mark": "one two three"}
+    assert await engine.prompt_len(HI, **longer) > plain + 42
+    assert await engine.prompt_len(HI) == plain
+    assert script.requests == []
+
+
+async def test_half_a_character_is_counted_and_sent(serve: Any) -> None:
+    """No JSON can carry it; what two halves make is whole."""
+
+    def split(text: str) -> str:
+        return text
+
+    function = AIFunction(split, desc="odd \ud83d")
+    messages = [ChatMessage.user("a \ud83d b \ud83d\ude00"), ChatMessage.assistant("\ude00")]
+    script, engine = await serve(script=Script(tokenize=words, chat=says("ok")))
+    assert await engine.prompt_len(messages, [function]) > 0
+    assert engine.message_len(messages[0]) > 0
+    await engine.predict(messages, [function], stop="\ud83d")
+    sent = script.chats[0].body
+    assert [message["content"] for message in sent["messages"]] == ["a \ufffd b 😀", "\ufffd"]
+    assert (sent["tools"][0]["function"]["description"], sent["stop"]) == ("odd \ufffd", ["\ufffd"])
+    assert script.requests[0].body["messages"] == sent["messages"]
+    _, engine = await serve(tokenizer=Path(WEIGHTS))
+    assert await engine.prompt_len(messages, [function]) > 0
+
+
 async def test_a_bare_tokenizer_counts_texts(serve: Any) -> None:
     def encode(text: str) -> list[str]:
         return text.split()

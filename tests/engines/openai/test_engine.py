@@ -330,8 +330,6 @@ async def test_forbidden_calls_are_left_out(serve: Any) -> None:
 # ==== streams that end early ====
 
 
-# in a stream that is closed early, the HTTP library leaves generators open, of which trio alone warns
-@pytest.mark.filterwarnings("ignore:Async generator 'http:ResourceWarning")
 async def test_closing_a_stream_hangs_up(serve: Any) -> None:
     script, engine = await serve(hangs([event({"content": "One"})]), says("Two"))
     async with aclosing(engine.stream(HI)) as stream:

@@ -18,10 +18,12 @@ from kani_lite.exceptions import EngineError, PromptTooLong
 
 pytestmark = pytest.mark.anyio
 
-# where we stop reading a stream, the HTTP library leaves generators open, of which trio alone warns
-QUIET_TRIO = pytest.mark.filterwarnings("ignore:Async generator 'http:ResourceWarning")
 HI = [ChatMessage.user("Hi")]
 HELLO = event({"content": "Hello"})
+TGI = (
+    "Input validation error: `inputs` tokens + `max_new_tokens` must be <= {limit}. "
+    "Given: {tokens} `inputs` tokens and {more} `max_new_tokens`"
+)
 
 
 def not_json(exchange: Any, _: Any) -> None:
@@ -91,7 +93,6 @@ async def test_answers_that_are_none_are_tried_again(serve: Any, failure: Step) 
     assert len(script.chats) == 4
 
 
-@QUIET_TRIO
 @pytest.mark.parametrize("failure", NO_STREAM.values(), ids=NO_STREAM.keys())
 async def test_streams_that_end_before_any_output_are_tried_again(serve: Any, failure: Step) -> None:
     script, engine = await serve(failure, says("ok"))
@@ -108,7 +109,6 @@ AFTER_OUTPUT: dict[str, Step] = {
 }
 
 
-@QUIET_TRIO
 @pytest.mark.parametrize("failure", AFTER_OUTPUT.values(), ids=AFTER_OUTPUT.keys())
 async def test_nothing_is_repeated_after_output(serve: Any, failure: Step) -> None:
     script, engine = await serve(failure, says("never"))
@@ -215,6 +215,9 @@ async def test_cancelling_ends_a_wait(serve: Any) -> None:
         (status(400, "Unknown field"), r"refuses the request \(400\): Unknown field"),
         (status(400, "'max_tokens' is too large: maximum context length is 9"), "refuses the request"),
         (status(429, "Pay first", code="insufficient_quota"), "refuses the request"),
+        (status(400, "Unknown parameter: 'context window policy'"), "refuses the request"),
+        (status(400, "Unknown parameter: 'max_model_len'", code="unknown_parameter"), "refuses the request"),
+        (status(422, TGI.format(limit=4096, tokens=10, more=5000)), "refuses the request"),
     ],
 )
 async def test_a_refusal_says_what_to_do(serve: Any, step: Step, text: str, stream: bool) -> None:
@@ -224,14 +227,25 @@ async def test_a_refusal_says_what_to_do(serve: Any, step: Step, text: str, stre
     assert len(script.chats) == 1
 
 
-@QUIET_TRIO
 @pytest.mark.parametrize(
     "step",
     [
         status(400, "Too many tokens: 9000", code="context_length_exceeded"),
         status(400, "This model's maximum context length is 512 tokens. However, you requested 700 tokens"),
         status(400, "the request exceeds the available context size", type="exceed_context_size_error"),
+        status(400, "Too much", code=400, type="exceed_context_size_error"),
+        status(400, "The input (5000 tokens) is longer than the model's context length (1000 tokens)."),
+        status(400, "Prompt contains 50 tokens and 0 draft tokens, too large for model with 32 maximum context length"),
+        status(400, "prompt is too long: 200 tokens > 100 maximum"),
+        status(400, "The model is loaded with context length of only 1000 tokens"),
+        status(400, "The decoder prompt (length 700) is longer than the maximum model length of 512."),
+        status(400, "This model's maximum prompt length is 512 but the request contains 700 tokens."),
+        status(400, "The input token count (700) exceeds the maximum number of tokens allowed (512)."),
+        status(422, TGI.format(limit=4096, tokens=5000, more=20)),
+        status(422, "`inputs` must have less than 1024 tokens. Given: 2000"),
         streamed([b'data: {"error": {"message": "maximum context length is 512", "code": 400}}\n\n']),
+        streamed([b'data: {"error": {"message": "Too many", "code": "context_length_exceeded"}}\n\n']),
+        streamed([b'data: {"error": {"message": "prompt is too long", "type": "BadRequestError"}}\n\n']),
     ],
 )
 async def test_a_prompt_too_long_for_the_server(serve: Any, step: Step) -> None:
