@@ -7,10 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from random_models import save_random_llama
 
-SHARD = 60  # megabytes
+SHARD = 40  # megabytes
 PROGRAM = """
 import sys, threading, time
 import psutil, torch
@@ -49,29 +48,24 @@ if now:
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random model of 450 MB, in shards."""
-    config = LlamaConfig(
+    """A random model of 295 MB, in shards."""
+    folder = tmp_path_factory.mktemp("large")
+    size = save_random_llama(
+        folder,
+        SHARD,
         hidden_size=512,
         intermediate_size=1408,
-        num_hidden_layers=80,
+        num_hidden_layers=52,
         num_attention_heads=8,
         num_key_value_heads=2,
         vocab_size=4000,
-        tie_word_embeddings=False,
     )
-    with torch.device("meta"):
-        model = LlamaForCausalLM(config).to(torch.bfloat16)
-    model = model.to_empty(device="cpu")
-    for parameter in model.parameters():
-        parameter.data.normal_(0, 0.02)
-    folder = tmp_path_factory.mktemp("large")
-    model.save_pretrained(folder, max_shard_size=f"{SHARD}MB")
-    assert sum(p.nbytes for p in model.parameters()) > 440e6
+    assert size > 285e6
     return folder
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="holes are given back on Linux alone")
-@pytest.mark.timeout(900)  # two processes that load 450 MB each, on a machine that may be busy
+@pytest.mark.timeout(900)  # two processes that load 295 MB each, on a machine that may be busy
 @pytest.mark.parametrize(("backend", "nbits", "most"), [("cpu_int4", 4, 0.30), ("pytorch", 8, 0.54)])
 def test_peak_memory_and_size(
     large: Path, model_dir: Path, tmp_path: Path, backend: str, nbits: int, most: float

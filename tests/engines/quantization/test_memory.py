@@ -7,8 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from random_models import save_random_llama
 
 SHARD = 40  # megabytes
 PROGRAM = """
@@ -45,23 +44,17 @@ if folder != saved:
 @pytest.mark.skipif(sys.platform != "linux", reason="holes are given back on Linux alone")
 @pytest.mark.timeout(300)  # three processes that load 300 MB each
 def test_peak_memory(tmp_path: Path) -> None:
-    config = LlamaConfig(
+    size = save_random_llama(
+        tmp_path / "model",
+        SHARD,
         hidden_size=1024,
         intermediate_size=2816,
         num_hidden_layers=12,
         num_attention_heads=16,
         num_key_value_heads=4,
         vocab_size=8000,
-        tie_word_embeddings=False,
     )
-    with torch.device("meta"):
-        model = LlamaForCausalLM(config).to(torch.bfloat16)
-    model = model.to_empty(device="cpu")
-    for parameter in model.parameters():
-        parameter.data.normal_(0, 0.02)
-    model.save_pretrained(tmp_path / "model", max_shard_size=f"{SHARD}MB")
-    assert sum(p.nbytes for p in model.parameters()) > 280e6
-    del model
+    assert size > 280e6
     for folder in ("model", "saved"):
         command = [sys.executable, "-c", PROGRAM, str(tmp_path / folder), str(tmp_path / "saved")]
         peak, size = map(int, subprocess.run(command, check=True, capture_output=True, text=True).stdout.split())
