@@ -14,15 +14,17 @@ from kani_lite.exceptions import EngineError
 
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM has kernels for
 _MB = 2**20
+_NAMED = {"model": "model_id", "hf_token": "token"}  # vLLM's arguments that the files are read with, too
+_SHARES = ("gpu_memory_utilization", "kv_cache_memory_bytes")  # the second makes vLLM forget the first
 
 
 @dataclass(frozen=True)
 class Arguments:
-    """What decides how vLLM runs a model; `more` has its engine arguments that have no name here.
+    """What decides how vLLM runs a model; `more` has its engine arguments that have no name here. Raises EngineError if
+    one of them says otherwise than its name here.
 
     `gpu_memory_reserved`: MB (2**20 bytes) of each GPU for weights, activations and keys and values; on a CPU, of the
-    machine's memory. `adapters`: LoRA
-    adapters, the folder of each by its name.
+    machine's memory. `adapters`: LoRA adapters, the folder of each by its name.
     """
 
     model: str
@@ -38,12 +40,23 @@ class Arguments:
     adapters: Mapping[str, str] = field(default_factory=dict)
     more: Mapping[str, Any] = field(default_factory=dict)
 
-    def for_vllm(self, device_bytes: Callable[[], int]) -> dict[str, Any]:
-        """vLLM's engine arguments; those in `more` win. `device_bytes`: finds the memory that there is. Raises
-        EngineError."""
-        given: dict[str, Any] = {
-            "model": self.model,
-            "dtype": self.dtype,
+    def __post_init__(self) -> None:
+        for name, value in self.given().items():
+            if name in self.more and self.more[name] != value:
+                raise EngineError(
+                    f"engine_args has {name}={self.more[name]!r} where {value!r} is given by name: give one of them."
+                )
+        repeated = [name for name in _SHARES if name in self.more]
+        if self.gpu_memory_reserved is not None and repeated:
+            raise EngineError(
+                f"gpu_memory_reserved={self.gpu_memory_reserved} and {repeated[0]}={self.more[repeated[0]]!r} in "
+                "engine_args say the same in two ways: give one of them."
+            )
+
+    def given(self) -> dict[str, Any]:
+        """What isn't left as it is by default, by vLLM's names; but the share of the memory."""
+        values: dict[str, Any] = {
+            "dtype": None if self.dtype == "auto" else self.dtype,
             "quantization": self.quantization,
             "max_model_len": self.max_model_len,
             "enforce_eager": self.enforce_eager or None,
@@ -51,17 +64,29 @@ class Arguments:
             "pipeline_parallel_size": self.pipeline_parallel_size if self.pipeline_parallel_size > 1 else None,
             "trust_remote_code": self.trust_remote_code or None,
             "hf_token": self.token,
-            "max_logprobs": -1,  # without a limit
-            **_lora(self.adapters),
+            "enable_lora": True if self.adapters else None,
         }
+        return {name: value for name, value in values.items() if value is not None}
+
+    def for_vllm(self, device_bytes: Callable[[], int]) -> dict[str, Any]:
+        """vLLM's engine arguments. `device_bytes`: finds the memory that there is. Raises EngineError."""
+        share = {}
         if self.gpu_memory_reserved is not None:
-            given["gpu_memory_utilization"] = memory_fraction(self.gpu_memory_reserved, device_bytes())
-        return {name: value for name, value in given.items() if value is not None} | dict(self.more)
+            share["gpu_memory_utilization"] = memory_fraction(self.gpu_memory_reserved, device_bytes())
+        ours = {"model": self.model, "dtype": "auto"} | self.given() | share
+        # without a limit; this and the room for adapters may be set otherwise
+        return ours | {"max_logprobs": -1} | _lora(self.adapters) | dict(self.more)
 
 
 def merged(engine_args: Mapping[str, Any] | None, load_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
-    """vLLM's own arguments under their two names. Raises EngineError where they differ."""
-    ours, theirs = dict(engine_args or {}), dict(load_kwargs or {})
+    """vLLM's own arguments under their two names. Raises EngineError where they differ, and for those that have a name
+    here which more than vLLM needs."""
+    ours, theirs = (
+        {name.replace("-", "_"): value for name, value in (given or {}).items()} for given in (engine_args, load_kwargs)
+    )
+    for name, here in _NAMED.items():
+        if name in ours or name in theirs:
+            raise EngineError(f"engine_args has {name!r}: give it as {here}=, which the tokenizer is read with, too.")
     for name in sorted(ours.keys() & theirs.keys()):
         if ours[name] != theirs[name]:
             raise EngineError(
@@ -116,7 +141,7 @@ def _lora(adapters: Mapping[str, str]) -> dict[str, Any]:
     rank = next((rank for rank in _RANKS if rank >= largest), None)
     if rank is None:
         raise EngineError(f"The adapters have a rank of up to {largest}: vLLM runs at most {_RANKS[-1]}.")
-    return {"enable_lora": True, "max_loras": len(adapters), "max_lora_rank": rank}
+    return {"max_loras": len(adapters), "max_lora_rank": rank}
 
 
 def _rank(name: str, folder: str) -> int:
@@ -132,6 +157,12 @@ def _rank(name: str, folder: str) -> int:
     if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
         raise EngineError(f"{str(path)!r} has the rank {rank!r}: a LoRA adapter's is a positive number.")
     return rank
+
+
+def option_names(words: Sequence[str]) -> set[str]:
+    """The options among the words of a command, as vLLM's names of arguments; `--no-x` is one of `x`."""
+    options = [word[2:].partition("=")[0].replace("-", "_") for word in words if word.startswith("--")]
+    return {name.removeprefix("no_") for name in options}
 
 
 def command_line(arguments: Mapping[str, Any]) -> list[str]:

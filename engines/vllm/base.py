@@ -30,8 +30,9 @@ class VLLMPromptedEngine(PromptedEngine):
 
     `model` is another name of `model_id`, `max_model_len` of `max_context_size`, `model_load_kwargs` of `engine_args`:
     vLLM's engine arguments that have no name here. `gpu_memory_reserved`: MB of each GPU, or on a CPU of the machine's
-    memory. `adapters`: folders of LoRA adapters by name; a request chooses one with `adapter="name"`, and `adapter`
-    here is the choice of those that don't. `chat_template`: as for ChatTemplatePromptPipeline.
+    memory. `adapters`: folders of LoRA adapters by name; a request chooses one with `adapter="name"`, the model as it
+    is with `adapter=None`, and `adapter` here is the choice of those that don't. `chat_template`: as for
+    ChatTemplatePromptPipeline.
 
     With `strict_tools` a grammar makes every call one of a function on offer, with arguments that fit its schema; None
     does it where the model's way to write calls is known (see tools.py). `tool_choice="required"`, or a function's
@@ -143,6 +144,8 @@ class VLLMPromptedEngine(PromptedEngine):
     # ==== adapters ====
 
     def _choose_adapter(self, adapter: str | None) -> None:
+        if adapter is None:
+            adapter = getattr(self.sampling, "adapter", None)
         self._check_adapter(adapter)
         self.sampling = with_adapter(self.sampling, adapter)
 
@@ -152,10 +155,12 @@ class VLLMPromptedEngine(PromptedEngine):
             raise EngineError(f"There is no adapter {adapter!r}: this engine has {there} (see adapters=).")
 
     def params(self, sampling: SamplingParams | None, hyperparams: Mapping[str, Any]) -> VLLMSamplingParams:
-        """As for every engine; `adapter` is a hyperparameter too. Raises EngineError for an adapter that is unknown."""
+        """As for every engine; `adapter` is a hyperparameter too, with None as a choice. Raises EngineError for an
+        adapter that is unknown."""
         more = dict(hyperparams)
-        own = getattr(self.sampling, "adapter", None)
-        adapter = more.pop("adapter", None) or getattr(sampling, "adapter", None) or own
+        chosen = _take_adapter(sampling, more)
+        given = chosen is not None and "adapter" in chosen.model_fields_set
+        adapter = getattr(chosen if given else self.sampling, "adapter", None)
         self._check_adapter(adapter)
         return with_adapter(super().params(sampling, more), adapter)
 
@@ -240,5 +245,7 @@ def _defaults(
 
 
 def _take_adapter(sampling: SamplingParams | None, hyperparams: dict[str, Any]) -> SamplingParams | None:
-    adapter = hyperparams.pop("adapter", None)
-    return sampling if adapter is None else with_adapter(sampling or SamplingParams(), adapter)
+    """The values of a call with the adapter that it chooses among its hyperparameters, if it does."""
+    if "adapter" not in hyperparams:
+        return sampling
+    return with_adapter(sampling or SamplingParams(), hyperparams.pop("adapter"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import ssl
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
@@ -10,11 +11,13 @@ from typing import Any
 
 from kani_lite.exceptions import EngineError
 
+from .models import ServedModel, served_models
 from .package import http_client
 
 _SECONDS_TO_CONNECT = 10.0
 _SECONDS_FOR_HEALTH = 5.0
 _MOST_OF_AN_ERROR = 600  # characters
+_LINE_END = re.compile(rb"\r\n|\n|\r")  # of server-sent events; what Unicode has besides may be in a text
 
 
 class ConnectionBroken(EngineError):
@@ -29,6 +32,12 @@ class Connection:
     def __init__(self, address: str, api_key: str | None, timeout: float, *, local: bool) -> None:
         self._httpx = http_client("VLLMServerEngine")
         self.address = address.rstrip("/").removesuffix("/v1")
+        try:
+            self._httpx.URL(self.address)
+        except self._httpx.InvalidURL as error:
+            raise EngineError(
+                f"address={address!r} is none ({error}): give one such as 'http://gpu-box:8000'."
+            ) from error
         self._options: dict[str, Any] = {
             "base_url": self.address,
             "headers": {"Authorization": f"Bearer {api_key}"} if api_key else {},
@@ -39,26 +48,37 @@ class Connection:
 
     def healthy(self) -> bool:
         """Whether the server is up. Blocks."""
-        try:
-            with self._httpx.Client(**self._options) as client:
-                return bool(client.get("/health", timeout=_SECONDS_FOR_HEALTH).status_code == 200)
-        except self._httpx.TransportError:
-            return False
+        return self._status_without_key("/health") == 200
 
-    def models(self) -> dict[str, int]:
-        """The context's length of each model and adapter that the server has, by name. Blocks. Raises EngineError."""
+    def guarded(self) -> bool:
+        """Whether it refuses those who have no key. Blocks."""
+        return self._status_without_key("/v1/models") == 401
+
+    def _status_without_key(self, path: str) -> int | None:
+        try:
+            with self._httpx.Client(**(self._options | {"headers": {}})) as client:
+                return int(client.get(path, timeout=_SECONDS_FOR_HEALTH).status_code)
+        except self._httpx.TransportError:
+            return None
+
+    def models(self) -> list[ServedModel]:
+        """The models and adapters that the server has. Blocks. Raises EngineError, also if it isn't vLLM's."""
         try:
             with self._httpx.Client(**self._options) as client:
                 answer = client.get("/v1/models", timeout=_SECONDS_TO_CONNECT)
         except self._httpx.TransportError as error:
             raise self._unreachable(error) from error
-        if answer.status_code != 200:
+        if answer.status_code in (401, 403) or answer.status_code >= 500:
             raise self._refusal(answer.status_code, answer.text)
-        found: dict[str, int] = {}
-        base = 0
-        for model in answer.json()["data"]:
-            base = model.get("max_model_len") or base  # adapters say none: it is that of their model
-            found[model["id"]] = base
+        try:
+            found = served_models(answer.json())
+        except ValueError:
+            found = None
+        if answer.status_code != 200 or found is None:
+            raise EngineError(
+                f"The server at {self.address} lists no models as vLLM's does: its /v1/models says "
+                f"{answer.text[:80]!r} ({answer.status_code}); check the address."
+            )
         return found
 
     async def completion(self, body: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any]]:
@@ -74,10 +94,10 @@ class Connection:
                     yield _read(await answer.aread())
                     return
                 ended = False
-                async with aclosing(answer.aiter_lines()) as lines:
+                async with aclosing(_lines(answer)) as lines:
                     async for line in lines:
-                        data = line.removeprefix("data:").strip() if line.startswith("data:") else ""
-                        if data == "[DONE]":
+                        data = line.removeprefix(b"data:").strip() if line.startswith(b"data:") else b""
+                        if data == b"[DONE]":
                             ended = True
                         elif data:
                             yield _read(data)
@@ -108,15 +128,34 @@ class Connection:
         return EngineError(f"vLLM's server refuses this request ({status}): {_message(text)}")
 
 
-def _read(data: str | bytes) -> dict[str, Any]:
-    """One chunk. Raises ConnectionBroken if it tells of an error or isn't JSON."""
+async def _lines(answer: Any) -> AsyncGenerator[bytes]:
+    """The lines of an answer; one that is empty may come besides."""
+    begun: list[bytes] = []
+    async with aclosing(answer.aiter_bytes()) as pieces:
+        async for piece in pieces:
+            first, *more = _LINE_END.split(piece)
+            begun.append(first)
+            for line in more:
+                yield b"".join(begun)
+                begun = [line]
+    yield b"".join(begun)
+
+
+def _read(data: bytes) -> dict[str, Any]:
+    """One chunk. Raises EngineError if it refuses the request, ConnectionBroken if it tells of another error or isn't
+    JSON."""
     try:
         chunk = json.loads(data)
     except ValueError as error:
         raise ConnectionBroken(f"vLLM's server sent what isn't JSON: {data[:80]!r}") from error
-    if not isinstance(chunk, dict) or "error" in chunk:
-        raise ConnectionBroken(f"vLLM's server failed this request: {_message(json.dumps(chunk))}")
-    return chunk
+    if isinstance(chunk, dict) and "error" not in chunk and chunk.get("object") != "error":
+        return chunk
+    told = chunk.get("error", chunk) if isinstance(chunk, dict) else {}
+    code = told.get("code") if isinstance(told, dict) else None
+    message = _message(json.dumps(chunk))
+    if isinstance(code, int) and 400 <= code < 500:
+        raise EngineError(f"vLLM's server refuses this request ({code}): {message}")
+    raise ConnectionBroken(f"vLLM's server failed this request: {message}")
 
 
 def _message(text: str) -> str:

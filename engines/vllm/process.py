@@ -19,6 +19,7 @@ _SUPERVISOR = Path(__file__).with_name("supervisor.py")
 _KEPT_LINES = 1_000
 _SHOWN_LINES = 20
 _ERROR = re.compile(r"\b[A-Z]\w*(Error|Exception): ")
+_NO_ERROR = re.compile(r"\b(DEBUG|INFO|WARNING)\b|Warning: ")  # before one: a log only mentions it
 _LONGEST_LINE = 2_000
 _SECONDS_TO_END = 10.0  # for the server to clean up after SIGTERM
 _SLACK = 5.0  # seconds beyond that for what the server has left behind
@@ -93,7 +94,7 @@ class ManagedProcess:
         kept = list(self._lines)
         if not kept:
             return "It wrote nothing."
-        first = next((line for line in kept[:-_SHOWN_LINES] if _ERROR.search(line)), None)
+        first = next((line for line in kept[:-_SHOWN_LINES] if _tells_error(line)), None)
         before = f"Its first error was:\n{first}\n" if first else ""
         return f"{before}Its last lines were:\n{self.last_lines()}"
 
@@ -107,6 +108,11 @@ class ManagedProcess:
     def close(self) -> None:
         """Ends it: SIGTERM, some seconds to clean up, SIGKILL. Returns when no process is left; may be called again."""
         self._end()
+
+
+def _tells_error(line: str) -> bool:
+    found = _ERROR.search(line)
+    return found is not None and not _NO_ERROR.search(line, 0, found.start())
 
 
 def _read(process: subprocess.Popen[str], lines: deque[str]) -> None:

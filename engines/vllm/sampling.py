@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pydantic import Field
@@ -45,6 +45,8 @@ def sampling_fields(
     """
     if params.typical_p < 1.0:
         raise EngineError(f"vLLM has no typical_p (given: {params.typical_p}): use top_p or min_p.")
+    _check_tokens("logit_bias", params.logit_bias, vocabulary)
+    _check_tokens("eos_token_ids", params.eos_token_ids or (), vocabulary)
     most = room if params.max_tokens is None else min(room, params.max_tokens)
     fields: dict[str, Any] = {name: getattr(params, name) for name in _SAME}
     fields |= {
@@ -67,6 +69,14 @@ def sampling_fields(
     if bias:
         fields["logit_bias"] = bias
     return fields
+
+
+def _check_tokens(name: str, tokens: Iterable[int], vocabulary: int) -> None:
+    for token in tokens:
+        if not 0 <= token < vocabulary:
+            raise EngineError(
+                f"{name} has the out-of-vocab token {token}: this model's tokens are 0 to {vocabulary - 1}."
+            )
 
 
 def _count(asked: int | None, vocabulary: int) -> int | None:

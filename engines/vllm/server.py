@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import socket
 import sys
@@ -20,9 +19,11 @@ from kani_lite.engines.worker import CLOSED
 from kani_lite.exceptions import EngineError
 from kani_lite.functions import AIFunction
 
-from .arguments import Arguments, command_line
+from .arguments import Arguments, command_line, option_names
 from .base import VLLMPromptedEngine
 from .connection import Connection, ConnectionBroken
+from .memory import device_bytes
+from .models import ServedModel, chosen_model
 from .package import http_client, quiet_environment, require_vllm
 from .process import ManagedProcess
 from .reply import Reply, of_server, of_server_prompt
@@ -31,6 +32,19 @@ from .sampling import server_fields
 _MODULE = "vllm.entrypoints.openai.api_server"  # `vllm serve` is a script, which a PATH need not have
 _LOOK = 0.1  # seconds between two questions whether the server is up
 _LAST_WORDS = 10.0  # seconds that a server may take to end after it has cut a reply
+_KEY = "VLLM_API_KEY"
+# options of the server that are arguments of the engine, by another name
+_NAMED = {
+    "host": "vllm_host=",
+    "port": "vllm_port=",
+    "served_model_name": "served_model=",
+    "lora_modules": "adapters=",
+    "api_key": "api_key=",
+    "model": "model_id=",
+    "hf_token": "token=",
+    "max_model_len": "max_context_size=",
+    "gpu_memory_utilization": "gpu_memory_reserved=",
+}
 
 
 class VLLMServerEngine(VLLMPromptedEngine):
@@ -81,6 +95,8 @@ class VLLMServerEngine(VLLMPromptedEngine):
         self._host, self._port = vllm_host, vllm_port
         self._python, self._environment = python or sys.executable, environment or {}
         self._words = command_line(vllm_args) if isinstance(vllm_args, Mapping) else list(vllm_args)
+        if _KEY in self._environment:
+            raise EngineError(f"environment has {_KEY}: give the key as api_key=.")
         self._connection: Connection | None = None
         self._address, self._served, self._timeout = address, served_model, timeout
         self.api_key = api_key if address is not None else api_key or secrets.token_urlsafe(24)
@@ -112,24 +128,35 @@ class VLLMServerEngine(VLLMPromptedEngine):
     # ==== the server ====
 
     def _start_server(self, arguments: Arguments) -> None:
-        port = self._port or _free_port(self._host)
-        self._address = f"http://{self._host}:{port}"
-        engine_args = arguments.for_vllm(_device_bytes) | {"model": self.model_id}
         loras = [f"{name}={folder}" for name, folder in self.adapters.items()]
-        own = {
-            "host": self._host,
-            "port": port,
+        own: dict[str, Any] = {
             "served_model_name": self._served,
             "enable_prompt_tokens_details": True,
             "generation_config": "vllm",
             "lora_modules": loras or None,
         }
-        words = command_line({name: value for name, value in (engine_args | own).items() if name != "hf_token"})
+        self._check_repeated(arguments, {"host", "port", *own})
+        port = _free_port(self._host, self._port)
+        own |= {"host": self._host, "port": port}
+        self._address = f"http://[{self._host}]:{port}" if ":" in self._host else f"http://{self._host}:{port}"
         token = {"HF_TOKEN": arguments.token} if isinstance(arguments.token, str) else {}
-        # secrets go through the environment: anyone can see a command line
-        environment = {**quiet_environment(), **token, "VLLM_API_KEY": self.api_key or "", **self._environment}
+        environment = {**quiet_environment(), **token, **self._environment}
+        engine_args = arguments.for_vllm(lambda: device_bytes(self._python, environment)) | {"model": self.model_id}
+        words = command_line({name: value for name, value in (engine_args | own).items() if name != "hf_token"})
         command = [self._python, "-m", _MODULE, *words, *self._words]
-        self.process = ManagedProcess(command, environment, name="vLLM's server")
+        # secrets go through the environment: anyone can see a command line
+        self.process = ManagedProcess(command, environment | {_KEY: self.api_key or ""}, name="vLLM's server")
+
+    def _check_repeated(self, arguments: Arguments, own: set[str]) -> None:
+        """Raises EngineError for an option of the server that would silently win against another, or lose."""
+        given = {*own, "api_key", "model", "hf_token"}
+        for name in sorted(given & arguments.more.keys()):
+            raise _repeated("engine_args", name)
+        given |= {*arguments.given(), *arguments.more}
+        if arguments.gpu_memory_reserved is not None:
+            given |= {"gpu_memory_utilization", "kv_cache_memory_bytes"}
+        for name in sorted(given & option_names(self._words)):
+            raise _repeated("vllm_args", name)
 
     def _wait_until_up(self, connection: Connection) -> None:
         assert self.process is not None
@@ -141,21 +168,29 @@ class VLLMServerEngine(VLLMPromptedEngine):
                     f"vLLM's server wasn't up after timeout={self._timeout:g} seconds. {self.process.said()}"
                 )
             time.sleep(_LOOK)
+        guarded = connection.guarded()
+        self.process.check_alive("while it started")
+        if not guarded:
+            raise EngineError(
+                f"Another server has taken {self.address} while ours started: give another vllm_port=, or none for a "
+                "free one."
+            )
 
-    def _note_models(self, arguments: Arguments, models: Mapping[str, int]) -> None:
-        if self._served is None:
-            self._served = self.model_id if self.model_id in models else next(iter(models), None)
-        if self._served is None or self._served not in models:
-            there = ", ".join(map(repr, models)) or "none"
-            raise EngineError(f"The server at {self.address} has no model {self._served!r}: it has {there}.")
-        served = models[self._served]
-        asked = arguments.max_model_len
-        if asked is not None and asked > served:
-            raise EngineError(f"The server at {self.address} has a context of {served} tokens, not {asked}.")
-        self.max_context_size = asked or served
-        missing = [name for name in self.adapters if name not in models]
+    def _note_models(self, arguments: Arguments, models: Sequence[ServedModel]) -> None:
+        served = chosen_model(models, self._served, self.model_id, self.address)
+        self._served, asked = served.name, arguments.max_model_len
+        if served.context is None and asked is None:
+            raise EngineError(
+                f"The server at {self.address} doesn't say how long the context of {served.name!r} is: pass "
+                "max_context_size=."
+            )
+        if asked is not None and served.context is not None and asked > served.context:
+            raise EngineError(f"The server at {self.address} has a context of {served.context} tokens, not {asked}.")
+        self.max_context_size = asked or served.context or 0
+        names = [model.name for model in models]
+        missing = [name for name in self.adapters if name not in names]
         if missing:
-            raise EngineError(f"The server at {self.address} has no adapter {missing[0]!r}: it has {list(models)}.")
+            raise EngineError(f"The server at {self.address} has no adapter {missing[0]!r}: it has {names}.")
 
     def _end_server(self) -> None:
         if self.process is not None:
@@ -191,7 +226,7 @@ class VLLMServerEngine(VLLMPromptedEngine):
                     if text := _taken(reply, chunk, ids, params):
                         yield text
         except ConnectionBroken as error:
-            raise await self._explained(error) from error
+            raise await self._explained(error, connection) from error
         yield reply.generation()
 
     def _body(
@@ -213,13 +248,13 @@ class VLLMServerEngine(VLLMPromptedEngine):
             body["structured_outputs"] = {"structural_tag": grammar}
         return body
 
-    async def _explained(self, error: EngineError) -> EngineError:
+    async def _explained(self, error: EngineError, connection: Connection) -> EngineError:
         """The error with what our own server has said last; that it has ended, if it has."""
         process = self.process
         if process is None:
             return error
         with anyio.CancelScope(shield=True):
-            if await anyio.to_thread.run_sync(process.wait, _LAST_WORDS):
+            if await anyio.to_thread.run_sync(_ends, process, connection):
                 return await anyio.to_thread.run_sync(process.death, "while it ran a request")
         return EngineError(f"{error} {process.said()}")
 
@@ -232,39 +267,58 @@ class VLLMServerEngine(VLLMPromptedEngine):
 
 
 def _taken(reply: Reply, chunk: Mapping[str, Any], prompt: Sequence[int], params: SamplingParams) -> str:
-    """The text of the server's next chunk for this reply."""
+    """The text of the server's next chunk for this reply. Raises EngineError if it isn't as vLLM writes it."""
     usage = chunk.get("usage") or {}
     if cached := (usage.get("prompt_tokens_details") or {}).get("cached_tokens"):
         reply.cached_tokens = int(cached)
     if not chunk.get("choices"):
         return ""
     part = chunk["choices"][0]
-    ids = part.get("token_ids") or []
+    ids, text = part.get("token_ids"), part.get("text") or ""
+    if ids is None and text:
+        raise _not_vllms(f"text without token ids: {text[:80]!r}")
+    ids = ids or []
     logprobs: list[TokenLogprobs] | None = None
-    if params.logprobs is not None:
-        found = part.get("logprobs")
-        logprobs = of_server(ids, found, params.logprobs) if found else []
-    if params.prompt_logprobs is not None and part.get("prompt_logprobs"):
-        reply.prompt_logprobs = of_server_prompt(prompt, part["prompt_logprobs"], params.prompt_logprobs)
+    try:
+        if params.logprobs is not None:
+            found = part.get("logprobs")
+            logprobs = of_server(ids, found, params.logprobs) if found else []
+        if params.prompt_logprobs is not None and part.get("prompt_logprobs"):
+            reply.prompt_logprobs = of_server_prompt(prompt, part["prompt_logprobs"], params.prompt_logprobs)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise _not_vllms(f"logprobs that aren't those of its tokens ({error!r})") from error
     reply.finish_reason = part.get("finish_reason") or reply.finish_reason
-    return reply.add(ids, part.get("text") or "", logprobs)
+    return reply.add(ids, text, logprobs)
 
 
-def _free_port(host: str) -> int:
+def _not_vllms(sent: str) -> EngineError:
+    return EngineError(
+        f"The server sent {sent}. It isn't vLLM's, or is one that is too old: use OpenAIEngine with its address."
+    )
+
+
+def _ends(process: ManagedProcess, connection: Connection) -> bool:
+    """Whether the server ends now: one that doesn't, and is well, isn't waited for. Blocks."""
+    if not process.wait(_LOOK) and connection.healthy():  # asked once: it logs each question, over what it said last
+        return False
+    return process.wait(_LAST_WORDS)
+
+
+def _repeated(where: str, name: str) -> EngineError:
+    way = f"give it as {_NAMED[name]}" if name in _NAMED else "leave it out"
+    return EngineError(f"{where} has {name!r}, which the server is told already: {way}.")
+
+
+def _free_port(host: str, port: int | None) -> int:
+    """This port, or one that is free. Raises EngineError if a server can't have it."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family) as taken:
-        taken.bind((host, 0))
-        port: int = taken.getsockname()[1]
-        return port
-
-
-def _device_bytes() -> int:
-    """The memory of the first GPU that is found from here, or else that of the machine, for vLLM on a CPU."""
-    try:
-        import torch
-
-        if torch.cuda.is_available():
-            return int(torch.cuda.get_device_properties(0).total_memory)
-    except ImportError:
-        pass  # vLLM is in another environment
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what is left of old connections is no server
+        try:
+            taken.bind((host, port or 0))
+        except (OSError, OverflowError) as error:
+            raise EngineError(
+                f"vllm_port={port} on vllm_host={host!r} can't be had ({error}): give another, or no port for any."
+            ) from error
+        found: int = taken.getsockname()[1]
+        return found

@@ -89,8 +89,40 @@ def test_two_names_of_one_value_must_agree() -> None:
     with pytest.raises(EngineError, match="context of 0 tokens"):
         context_asked_for(0, None)
     assert merged({"seed": 1}, {"seed": 1, "swap": 2}) == {"seed": 1, "swap": 2}
+    assert merged({"max-num-seqs": 1}, {"max_num_seqs": 1}) == {"max_num_seqs": 1}
     with pytest.raises(EngineError, match="seed=1 and model_load_kwargs 2"):
         merged({"seed": 1}, {"seed": 2})
+
+
+@pytest.mark.parametrize(
+    ("given", "more", "said"),
+    [
+        ({"max_model_len": 500}, {"max_model_len": 300}, "max_model_len=300 where 500 is given by name"),
+        ({"dtype": "float16"}, {"dtype": "float32"}, "dtype='float32' where 'float16' is given"),
+        ({"enforce_eager": True}, {"enforce_eager": False}, "enforce_eager=False where True is given"),
+        ({"tensor_parallel_size": 2}, {"tensor_parallel_size": 4}, "tensor_parallel_size=4 where 2 is given"),
+        ({"adapters": {"a": "/a"}}, {"enable_lora": False}, "enable_lora=False where True is given"),
+        ({"gpu_memory_reserved": 100}, {"gpu_memory_utilization": 0.5}, "gpu_memory_reserved=100 and gpu_memory_util"),
+        ({"gpu_memory_reserved": 100}, {"kv_cache_memory_bytes": 9}, "gpu_memory_reserved=100 and kv_cache_memory_by"),
+    ],
+)
+def test_what_is_given_by_name_is_not_given_otherwise(given: Any, more: Any, said: str) -> None:
+    with pytest.raises(EngineError, match=said):
+        Arguments("m", **given, more=more)
+
+
+def test_what_is_given_twice_alike_or_only_among_the_others_counts() -> None:
+    assert Arguments("m", max_model_len=5, more={"max_model_len": 5}).for_vllm(no_gpu)["max_model_len"] == 5
+    more = {"dtype": "float32", "gpu_memory_utilization": 0.5, "enforce_eager": True, "max_model_len": 3}
+    assert Arguments("m", more=more).for_vllm(no_gpu) == {"model": "m", "max_logprobs": -1, **more}
+
+
+@pytest.mark.parametrize(("name", "here"), [("model", "model_id"), ("hf_token", "token")])
+def test_what_the_tokenizer_is_read_with_too_has_one_name(name: str, here: str) -> None:
+    for pair in (({name: "secret"}, None), (None, {name: "secret"}), ({name: "secret"}, {name: "other"})):
+        with pytest.raises(EngineError, match=f"engine_args has '{name}': give it as {here}=") as caught:
+            merged(*pair)
+        assert "secret" not in str(caught.value)
 
 
 def test_parallel_sizes_are_positive() -> None:

@@ -85,6 +85,19 @@ def test_what_vllm_lacks_is_refused_by_name() -> None:
         fields(typical_p=0.5)
 
 
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"logit_bias": {5: 1.0, 1000: 1.0}}, "logit_bias has the out-of-vocab token 1000: this model's .* 0 to 999"),
+        ({"eos_token_ids": [999, 1000]}, "eos_token_ids has the out-of-vocab token 1000"),
+        ({"eos_token_ids": [-1]}, "eos_token_ids has the out-of-vocab token -1"),
+    ],
+)
+def test_tokens_that_there_are_not_are_refused(given: Any, said: str) -> None:
+    with pytest.raises(EngineError, match=said):
+        fields(**given)
+
+
 def test_banned_tokens_are_never_chosen_whatever_bias_they_have() -> None:
     assert fields(banned=[3], logit_bias={3: 5.0, 4: 1.0})["logit_bias"] == {3: -INFINITE, 4: 1.0}
 
