@@ -4,10 +4,10 @@ BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 MODEL ?=
 .DEFAULT_GOAL := help
-.PHONY: help chat test coverage test-vllm test-llamacpp lint types bench fuzz soak docs train clean
+.PHONY: help chat test coverage test-vllm test-vllm-all test-llamacpp lint types bench fuzz soak docs train clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "kani_lite needs Python 3.11 or newer")'
@@ -27,8 +27,8 @@ $(VENV)/.dev: $(VENV)/.chat
 chat: $(VENV)/.chat ## talk to the embedded model (MODEL=name or folder for another)
 	@$(BIN)/kani-lite chat $(MODEL)
 
-test: lint types ## lint, types of the built wheel, all tests
-	$(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal
+test: lint types ## lint, types of the built wheel, all tests but those marked as long
+	$(BIN)/pytest -m "not long" -n auto --maxprocesses 4 --dist worksteal
 
 coverage: $(VENV)/.dev ## all tests again, with the branches that they reach
 	$(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal --cov --cov-report=term:skip-covered
@@ -45,7 +45,10 @@ $(VLLM)/.ready: tests/vllm/requirements.txt pyproject.toml
 	@$(VLLM_PIP) --no-deps -e .
 	@touch $@
 
-test-vllm: $(VLLM)/.ready ## both vLLM engines on a CPU, with the embedded model (many minutes)
+test-vllm: $(VLLM)/.ready ## both vLLM engines on a CPU, with the embedded model (minutes)
+	$(VLLM)/bin/pytest -p no:cacheprovider -m "not long" tests/vllm
+
+test-vllm-all: $(VLLM)/.ready ## the same with what starts vLLM again and again, on both event loops (half an hour)
 	$(VLLM)/bin/pytest -p no:cacheprovider tests/vllm
 
 # in an environment of its own, since llama.cpp is compiled: once, in about ten minutes on two cores; `make clean` leaves
@@ -85,14 +88,16 @@ bench: $(VENV)/.dev ## run the benchmarks
 	$(BIN)/python benchmarks/trim.py
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/runtime.py
+	$(BIN)/python benchmarks/engines.py
 	$(BIN)/python benchmarks/four_bit.py
 	$(BIN)/python benchmarks/four_bit.py --random
 
 fuzz: $(VENV)/.dev ## a million random replies through the parsers of all formats (minutes)
 	$(BIN)/python tests/support/fuzz.py
 
-soak: $(VENV)/.dev ## 1,000 chats of 10 rounds on one engine, with cancels, errors and disconnects (minutes)
+soak: $(VENV)/.dev ## 1,000 chats of 10 rounds on one engine, with cancels, errors and disconnects; long tests (minutes)
 	$(BIN)/python -m tests.support.soak
+	$(BIN)/pytest -m long
 
 docs: $(VENV)/.dev ## run every code block of the docs
 	$(BIN)/pytest -q tests/test_docs.py

@@ -3,9 +3,9 @@
     python benchmarks/engines.py [--only nano vllm ...] [--python vllm=PATH] [--python llamacpp=PATH] [--repeats 3]
         [--tokens 128] [--processes 3] [--limit 900] [--json FILE]
 
-Every engine has the same weights, on a CPU, and runs as it does by default. Beside them, in the same run, is a bare
-`model.generate` of transformers in float32. Each row is measured in processes of its own, one at a time: all rows once,
-then all again, `--processes` times; figures are medians. A row that can't be had says why.
+Every engine has the same weights, on a CPU, and runs as it does by default, but vLLM without compiling. Beside them, in
+the same run, is a bare `model.generate` of transformers in float32. Each row is measured in processes of its own,
+one at a time: all once, then all again, `--processes` times; figures are medians. A row that can't be had says why.
 
 vLLM and llama.cpp are looked for in the environments that `make test-vllm` and `make test-llamacpp` make, if they are
 there, or else where this runs; `--python` says where instead (main, vllm or llamacpp).
@@ -21,7 +21,6 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict
-from math import nan
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -42,7 +41,6 @@ FIGURES = {  # a sample's name: its column, what it is divided by for that, digi
     "eight_chats": (f"{CHATS} chats, tokens/s", 1, 0),
     "peak": ("peak, MB", 1e6, 0),
 }
-SPEEDS = {"one_chat": ("one_token", 1), "eight_chats": ("eight_tokens", CHATS)}  # what is taken off; how many chats
 COLUMNS = ("", *(column for column, _, _ in FIGURES.values()), "same replies")
 _IMPORTS = 3  # samples of the time to import, at least
 ENVIRONMENT = {
@@ -60,15 +58,17 @@ def main() -> int:
     names = [PEER, *(name for name in ROWS if name != PEER and name in (args.only or ROWS))]
     with tempfile.TemporaryDirectory() as scratch:
         found = measure(names, args, Path(scratch))
-    versions = {name: version for row in found.values() for name, version in row.get("versions", {}).items()}
-    print(f"run with {', '.join(f'{name} {version}' for name, version in sorted(versions.items()))}")
+    for room in ROOMS:
+        rows = [row.get("versions", {}) for name, row in found.items() if ROWS[name].room == room]
+        if versions := {f"{package} {version}" for row in rows for package, version in row.items()}:
+            print(f"{room}: {', '.join(sorted(versions))}")
     for name, row in found.items():
         if "prompts" in row:
             (new, known), (later, kept) = row["prompts"]
             say(f"{name}: a new prompt had {new} tokens ({known} known), the next round {later} ({kept} known)")
     print("\n| " + " | ".join(COLUMNS) + " |\n|---|" + "---:|" * (len(COLUMNS) - 1))
     for name, row in found.items():
-        print(line(ROWS[name].label, row, found[PEER], args.tokens))
+        print(line(ROWS[name].label, row, found[PEER]))
     if args.json:
         args.json.write_text(json.dumps({"machine": machine, "tokens": args.tokens, "rows": found}, indent=1))
     return int(any("failed" in row for row in found.values()))
@@ -184,28 +184,18 @@ def import_seconds(row: Row, python: str) -> float:
 
 def add(row: dict[str, Any], more: Mapping[str, Any]) -> None:
     """Samples go to those of earlier processes; all else is the last process's."""
-    samples = {*FIGURES, *(taken_off for taken_off, _ in SPEEDS.values())}
     for name, value in more.items():
-        row[name] = row.get(name, []) + value if name in samples else value
+        row[name] = row.get(name, []) + value if name in FIGURES else value
 
 
-def figure(name: str, row: Mapping[str, Any], tokens: int) -> float:
-    """The median of its samples; a speed is of the tokens after the first, and NaN where noise outweighs them."""
-    if name not in SPEEDS:
-        return median(row[name])
-    taken_off, chats = SPEEDS[name]
-    seconds = median(row[name]) - median(row[taken_off])
-    return chats * (tokens - 1) / seconds if seconds > 0 else nan
-
-
-def line(label: str, row: Mapping[str, Any], peer: Mapping[str, Any], tokens: int) -> str:
+def line(label: str, row: Mapping[str, Any], peer: Mapping[str, Any]) -> str:
     """A row of the table in Markdown; in brackets how many times the peer's each figure is."""
     if reason := row.get("refused") or row.get("failed"):
         return f"| {label} | " + f"not here: {reason}".replace("|", "/").replace("\n", " ") + " |" * (len(COLUMNS) - 1)
     cells = [label]
     for name, (_, unit, digits) in FIGURES.items():
-        value = figure(name, row, tokens)
-        ratio = "" if row is peer or name not in peer else f" ({value / figure(name, peer, tokens):.2f})"
+        value = median(row[name])
+        ratio = "" if row is peer or name not in peer else f" ({value / median(peer[name]):.2f})"
         cells.append(f"{value / unit:,.{digits}f}{ratio}")
     replies = peer.get("replies", [])
     same = sum(ours == theirs for ours, theirs in zip(row["replies"], replies, strict=False))

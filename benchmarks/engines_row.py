@@ -81,7 +81,7 @@ def next_round(chat: Chat) -> Chat:
 
 
 def short_chat(number: int) -> Chat:
-    return Chat("You are a helpful assistant.", (words(20, number),))
+    return Chat("You are a helpful assistant.", (f"Message {number}: {words(20, number)}",))
 
 
 # ==== who answers ====
@@ -145,6 +145,19 @@ class Ours:
             await one.close()
 
 
+class Clock:
+    """A streamer of transformers that notes when each token was there."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def put(self, _: Any) -> None:
+        self.times.append(time.perf_counter())
+
+    def end(self) -> None:
+        """Nothing is left to note."""
+
+
 class Generate:
     """transformers' own `generate` in float32. It keeps nothing of a prompt; chats together are one padded batch."""
 
@@ -167,24 +180,23 @@ class Generate:
         )
         return ids
 
-    def _generate(self, prompts: Sequence[list[int]], most: int, exactly: bool) -> list[list[int]]:
+    def _generate(self, prompts: Sequence[list[int]], most: int, exactly: bool, clock: Clock | None = None) -> Any:
         longest, torch = max(map(len, prompts)), self._torch
         padded = torch.tensor([[0] * (longest - len(ids)) + ids for ids in prompts])
         mask = torch.tensor([[0] * (longest - len(ids)) + [1] * len(ids) for ids in prompts])
-        least = {"min_new_tokens": most} if exactly else {}
-        made = self.model.generate(
-            padded, attention_mask=mask, max_new_tokens=most, do_sample=False, pad_token_id=0, **least
-        )
+        options: dict[str, Any] = {"max_new_tokens": most, "do_sample": False, "pad_token_id": 0}
+        options |= ({"min_new_tokens": most} if exactly else {}) | ({"streamer": clock} if clock else {})
+        made = self.model.generate(padded, attention_mask=mask, **options)
         new: list[list[int]] = made[:, longest:].tolist()
         return new
 
     async def reply(self, chat: Chat, most: int, *, exactly: bool = False) -> Reply:
         begun = time.perf_counter()
         ids = self._ids(chat)
-        (new,) = self._generate([ids], most, exactly)
+        (new,) = self._generate([ids], most, exactly, clock := Clock())
         text = self.tokenizer.decode(new, skip_special_tokens=True)
         whole = time.perf_counter() - begun
-        return Reply(whole, whole, text, len(ids), 0, len(new))  # the first piece comes with the last
+        return Reply(clock.times[1] - begun, whole, text, len(ids), 0, len(new))  # the first time is the prompt's
 
     async def together(self, chats: Sequence[Chat], count: int) -> float:
         begun = time.perf_counter()
@@ -200,16 +212,15 @@ class Generate:
 
 @dataclass
 class Found:
-    """Samples in seconds and bytes, and what lets a reader judge them. `one_chat`, `eight_chats`: until the replies are
-    whole; `one_token`, `eight_tokens`: until each has one token."""
+    """Samples in seconds, tokens a second and bytes, and what lets a reader judge them. A speed is all tokens by the
+    time from the request, or that of all eight, to the last of them: a reader may get many pieces at once, so the time
+    between two says little."""
 
     load: list[float] = field(default_factory=list)
     first_reply: list[float] = field(default_factory=list)
     new_prompt: list[float] = field(default_factory=list)
     later_round: list[float] = field(default_factory=list)
-    one_token: list[float] = field(default_factory=list)
     one_chat: list[float] = field(default_factory=list)
-    eight_tokens: list[float] = field(default_factory=list)
     eight_chats: list[float] = field(default_factory=list)
     peak: list[float] = field(default_factory=list)
     replies: list[str] = field(default_factory=list)
@@ -236,16 +247,14 @@ async def measure(subject: Answering, job: Job, found: Found) -> None:
 
 
 async def measure_speed(subject: Answering, job: Job, found: Found) -> None:
-    """Each reply also with one token alone: what its prompt takes, which most engines know by then, is taken off."""
-    chats = [short_chat(number) for number in range(CHATS)]
     for number in range(job.repeat + 1):
-        one = [(await subject.reply(chats[0], count, exactly=True)).whole for count in (1, job.tokens)]
-        together = [await subject.together(chats, count) for count in (1, job.tokens)]
+        # new each time, so all have to be read
+        alone, *chats = [short_chat((CHATS + 1) * number + i) for i in range(CHATS + 1)]
+        one = await subject.reply(alone, job.tokens, exactly=True)
+        together = await subject.together(chats, job.tokens)
         if number:  # the first round is to warm up
-            found.one_token.append(one[0])
-            found.one_chat.append(one[1])
-            found.eight_tokens.append(together[0])
-            found.eight_chats.append(together[1])
+            found.one_chat.append(job.tokens / one.whole)
+            found.eight_chats.append(CHATS * job.tokens / together)
 
 
 def peak_bytes() -> float:

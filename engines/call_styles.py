@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from kani_lite.exceptions import EngineError
+from kani_lite.functions import AIFunction
 from kani_lite.prompts.parsing import Format
+
+
+class MustCall(list[AIFunction]):
+    """The functions that a prompt shows, of which the reply is one call: of any of them, or of `only`."""
+
+    def __init__(self, functions: Sequence[AIFunction], only: str | None = None) -> None:
+        """Raises EngineError if there are none, or if `only` is not among them."""
+        super().__init__(functions)
+        names = [function.name for function in functions]
+        if not names:
+            raise EngineError("tool_choice asks for a call, but no functions are on offer.")
+        if only is not None and only not in names:
+            raise EngineError(f"tool_choice={only!r} is no function on offer: there are {', '.join(names)}.")
+        self.allowed = [function for function in functions if only in (None, function.name)]
 
 
 @dataclass(frozen=True)

@@ -88,10 +88,12 @@ class HuggingEngine(PromptedEngine, RuntimeEngine):
         self.hyperparams = hyperparams
         self.token_reserve = token_reserve
         self.tokenizer = loading.load_tokenizer(source, tokenizer_cls, tokenizer_kwargs or {})
-        template_kwargs: dict[str, Any] = {"chat_template": chat_template} if chat_template is not None else {}
-        template_kwargs |= {"chat_template_reasoning_content_key": chat_template_reasoning_content_key}
-        template_kwargs |= chat_template_kwargs or {}
-        self.start_prompts(self.tokenizer, source.name, prompt_pipeline, tool_format, **template_kwargs)
+        template = {
+            "chat_template": chat_template,
+            "chat_template_reasoning_content_key": chat_template_reasoning_content_key,
+            **(chat_template_kwargs or {}),
+        }
+        self.start_prompts(self.tokenizer, source.name, prompt_pipeline, tool_format, **template)
         in_passing_thread(lambda: self._load(source, model_cls, options, device, max_context_size, runtime))
 
     def _load(

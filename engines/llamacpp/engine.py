@@ -7,11 +7,10 @@ from contextlib import aclosing
 from os import PathLike
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from kani_lite.engines.call_styles import CallStyle, call_style, strict_names
+from kani_lite.engines.call_styles import CallStyle, MustCall, call_style, strict_names
 from kani_lite.engines.limits import check_least, memory_bytes, quarter_of_memory
 from kani_lite.engines.prompted import PromptedEngine
 from kani_lite.engines.sampling import SamplingParams
-from kani_lite.engines.vllm.tools import MustCall
 from kani_lite.engines.worker_engine import WorkerEngine
 from kani_lite.exceptions import EngineError
 from kani_lite.prompts.chat_template import ChatTemplatePromptPipeline
@@ -103,9 +102,11 @@ class LlamaCppEngine(PromptedEngine, WorkerEngine):
         self.model_id, self.hyperparams, self.token_reserve = repo_id or str(path), hyperparams, token_reserve
         self.metadata, self.vocabulary_size = model.metadata, model.vocabulary_size
         self.tokenizer, self.model_sampling = tokenizer_of(model), recommended(model.metadata)
-        template: dict[str, Any] = {"chat_template": chat_template} if chat_template is not None else {}
-        template |= {"chat_template_reasoning_content_key": chat_template_reasoning_content_key}
-        template |= chat_template_kwargs or {}
+        template = {
+            "chat_template": chat_template,
+            "chat_template_reasoning_content_key": chat_template_reasoning_content_key,
+            **(chat_template_kwargs or {}),
+        }
         name = model.metadata.get("general.name", path.stem)
         self.start_prompts(template_of(model, path), name, prompt_pipeline, tool_format, **template)
         self._strict = strict_tools

@@ -6,8 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kani_lite.engines.call_styles import CallStyle
-from kani_lite.engines.vllm.tools import MustCall
+from kani_lite.engines.call_styles import CallStyle, MustCall
 from kani_lite.exceptions import EngineError
 from kani_lite.functions import AIFunction
 

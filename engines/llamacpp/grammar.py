@@ -17,8 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from kani_lite.engines.call_styles import CallStyle
-from kani_lite.engines.vllm.tools import MustCall
+from kani_lite.engines.call_styles import CallStyle, MustCall
 from kani_lite.exceptions import EngineError
 from kani_lite.functions import AIFunction
 

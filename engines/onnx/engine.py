@@ -78,9 +78,11 @@ class OnnxEngine(PromptedEngine, WorkerEngine):
         self.max_context_size = _context(folder, max_context_size)
         self.vocabulary_size, self.model_sampling = folder.config.vocabulary_size, folder.config.recommended
         self.tokenizer = folder.tokenizer
-        template: dict[str, Any] = {"chat_template": chat_template} if chat_template is not None else {}
-        template |= {"chat_template_reasoning_content_key": chat_template_reasoning_content_key}
-        template |= chat_template_kwargs or {}
+        template = {
+            "chat_template": chat_template,
+            "chat_template_reasoning_content_key": chat_template_reasoning_content_key,
+            **(chat_template_kwargs or {}),
+        }
         self.start_prompts(folder.template, folder.path.name, prompt_pipeline, tool_format, **template)
         memory = quarter_of_memory() if memory is None else memory
         self._start(package, folder, threads, memory, max_batch_size, max_cached_prompts)

@@ -9,7 +9,7 @@ from os import PathLike
 from typing import Any, ClassVar
 
 from kani_lite.engines.base import BaseCompletion
-from kani_lite.engines.call_styles import call_style, strict_names
+from kani_lite.engines.call_styles import MustCall, call_style, strict_names
 from kani_lite.engines.prompted import PromptedEngine
 from kani_lite.engines.sampling import SamplingParams
 from kani_lite.engines.text_generation import GeneratedText, Prompt
@@ -22,7 +22,7 @@ from kani_lite.prompts.parsing import Format
 
 from .arguments import Arguments, adapter_folders, check_parallel, context_asked_for, merged
 from .sampling import VLLMSamplingParams, sampling_fields, with_adapter
-from .tools import MustCall, call_grammar
+from .tools import call_grammar
 
 
 class VLLMPromptedEngine(PromptedEngine):
@@ -93,9 +93,11 @@ class VLLMPromptedEngine(PromptedEngine):
             self.adapters,
             merged(engine_args, model_load_kwargs),
         )
-        template: dict[str, Any] = {"chat_template": chat_template} if chat_template is not None else {}
-        template |= {"chat_template_reasoning_content_key": chat_template_reasoning_content_key}
-        template |= chat_template_kwargs or {}
+        template = {
+            "chat_template": chat_template,
+            "chat_template_reasoning_content_key": chat_template_reasoning_content_key,
+            **(chat_template_kwargs or {}),
+        }
         name = self.load(arguments)
         self.start_prompts(self.tokenizer, name, prompt_pipeline, tool_format, **template)
         self._style = self._strictness(strict_tools)

@@ -10,27 +10,12 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from kani_lite.engines.call_styles import CallStyle
-from kani_lite.exceptions import EngineError
+from kani_lite.engines.call_styles import CallStyle, MustCall
 from kani_lite.functions import AIFunction
 
 Part = Mapping[str, Any]
 
 _MOST_WHITESPACE = 40  # between two parts of JSON: indented, but not endless
-
-
-class MustCall(list[AIFunction]):
-    """The functions that a prompt shows, of which the reply is one call: of any of them, or of `only`."""
-
-    def __init__(self, functions: Sequence[AIFunction], only: str | None = None) -> None:
-        """Raises EngineError if there are none, or if `only` is not among them."""
-        super().__init__(functions)
-        names = [function.name for function in functions]
-        if not names:
-            raise EngineError("tool_choice asks for a call, but no functions are on offer.")
-        if only is not None and only not in names:
-            raise EngineError(f"tool_choice={only!r} is no function on offer: there are {', '.join(names)}.")
-        self.allowed = [function for function in functions if only in (None, function.name)]
 
 
 def call_grammar(style: CallStyle, functions: Sequence[AIFunction]) -> str:

@@ -11,9 +11,8 @@ import pytest
 from pydantic import BaseModel
 
 from kani_lite import AIFunction, ChatMessage
-from kani_lite.engines.call_styles import call_style, strict_names
+from kani_lite.engines.call_styles import MustCall, call_style, strict_names
 from kani_lite.engines.llamacpp.gbnf import call_grammar, trigger_of
-from kani_lite.engines.vllm.tools import MustCall
 from kani_lite.exceptions import EngineError
 from kani_lite.prompts.formats import get_format
 

@@ -1,4 +1,8 @@
-"""The embedded model in vLLM, really: these tests run only where the package vllm is installed (`make test-vllm`)."""
+"""The embedded model in vLLM, really: these tests run only where the package vllm is installed.
+
+Starting vLLM takes most of the time. `make test-vllm` leaves those out that are marked as long: what starts it again
+and again, and the second event loop. `make test-vllm-all` runs them too.
+"""
 
 from __future__ import annotations
 
@@ -31,6 +35,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.is_relative_to(HERE):
             item.add_marker(pytest.mark.timeout(1800))  # vLLM takes a minute to start
+            params = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+            if params.get("anyio_backend") == "trio" and "both_loops" not in item.keywords:
+                item.add_marker(pytest.mark.long)
             # vLLM and what it imports have warnings of their own; ours are errors
             item.add_marker(pytest.mark.filterwarnings("ignore"))
             item.add_marker(pytest.mark.filterwarnings("error:::kani_lite"))
@@ -77,7 +84,10 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session", params=ENGINES)
 def engine(request: pytest.FixtureRequest, build: Callable[..., Any], adapter: Path) -> Iterator[Any]:
     """One engine of each class, for all tests; on any event loop."""
-    made = build(request.param, adapters={"odd": adapter}, max_tokens=200)
+    # what the server needs to read calls itself, for OpenAIEngine
+    reads = {"vllm_args": {"enable_auto_tool_choice": True, "tool_call_parser": "hermes"}}
+    more = reads if request.param == "VLLMServerEngine" else {}
+    made = build(request.param, adapters={"odd": adapter}, max_tokens=200, **more)
     yield made
     anyio.run(made.close)
 

@@ -13,6 +13,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "vllm.md"
 PROGRAMS = re.findall(r"^```python3\n(.*?)^```", PAGE.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("program", PROGRAMS, ids=range(len(PROGRAMS)))
 def test_program(program: str, tmp_path: Path, model: Path) -> None:
     file = tmp_path / "program.py"

@@ -110,6 +110,7 @@ async def settled(engine: Any, count: int) -> bool:
     return False
 
 
+@pytest.mark.both_loops
 async def test_cancelling_takes_a_request_out_of_vllm(engine: Any) -> None:
     before = (await engine.predict(ASK, max_tokens=8, temperature=0.0)).message.text
     seen = anyio.Event()
@@ -195,7 +196,10 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("name", ["VLLMEngine", "VLLMServerEngine"])
-@pytest.mark.parametrize("way", ["killed", "killed while it starts", "forgets to close"])
+@pytest.mark.parametrize(
+    "way",
+    ["killed", *(pytest.param(w, marks=pytest.mark.long) for w in ("killed while it starts", "forgets to close"))],
+)
 def test_nothing_outlives_the_owner(name: str, way: str, model: Path, tmp_path: Path) -> None:
     program = tmp_path / "owner.py"  # a file, since vLLM's processes import it again
     program.write_text(OWNER)

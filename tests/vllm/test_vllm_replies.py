@@ -34,6 +34,7 @@ async def test_greedy_replies_are_those_of_transformers(engine: Any, reference: 
     assert completion.finish_reason == "stop"
 
 
+@pytest.mark.both_loops
 @pytest.mark.parametrize("query", QUERIES)
 async def test_stream_equals_predict(engine: Any, query: str) -> None:
     whole = await engine.predict(asked(query))

@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 import pytest
 
-from kani_lite.engines.call_styles import call_style, strict_names
-from kani_lite.engines.vllm.tools import MustCall, call_grammar
+from kani_lite.engines.call_styles import MustCall, call_style, strict_names
+from kani_lite.engines.vllm.tools import call_grammar
 from kani_lite.exceptions import EngineError
 from kani_lite.functions import AIFunction
 from kani_lite.prompts.formats import FORMATS, get_format
