@@ -137,11 +137,11 @@ class Generator:
             if not self._scheduler.put_back_last():
                 return self._fail(planned[0][0], EngineError(f"There is not enough memory for this request ({error})."))
             if planned[0][0] in self._scheduler.running:
-                gc.collect()
+                _collect(error)
                 # at once: in the next step those that were put back would be there again, and so for ever
                 return self._run(planned)
         self.cache.clear()
-        gc.collect()
+        _collect(error)
         # what was put back is not run now; the others are planned anew in the next step
 
     def _run_in_halves(self, planned: list[tuple[Running, int]]) -> None:
@@ -186,3 +186,10 @@ class Generator:
         """Ends every request with this error."""
         for one in self._scheduler.all():
             self._fail(one, error)
+
+
+def _collect(error: Exception) -> None:
+    """Frees what only cycles hold, where the system's memory is short; a pool that is full has no use for it, and it
+    takes up to a second."""
+    if not isinstance(error, CacheFullError):
+        gc.collect()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import anyio
@@ -17,6 +18,15 @@ from kani_lite.exceptions import RoundEnded
 pytestmark = pytest.mark.anyio
 
 POLICIES = pytest.mark.parametrize("policy", ["answer", "rollback"])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def collecting_takes_no_time() -> Iterator[None]:
+    """What other tests have imported isn't looked through each time."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 async def next_round_works(ai: PointedKani, backend: str, tasks: int) -> None:

@@ -15,7 +15,6 @@ from .profile import CaseFailed, CaseSkipped, EngineProfile
 from .report import CaseResult, EngineReport, Outcome
 
 _log = logging.getLogger(__name__)
-_CLOSE_SECONDS = 30.0
 
 
 async def check_engine(
@@ -51,10 +50,10 @@ async def check_engine(
             result = await _run(case, engine, make_engine, profile, case_seconds)
             results.append(result)
             if result.outcome == "fail":  # it may have left anything behind
-                await _close(engine)
+                await _close(engine, profile)
                 engine = await build_engine(make_engine)
     finally:
-        await _close(engine)
+        await _close(engine, profile)
     return EngineReport(kind, tuple(results))
 
 
@@ -76,11 +75,11 @@ async def _run(
     return CaseResult(case.name, outcome, reason, anyio.current_time() - start)
 
 
-async def _close(engine: BaseEngine) -> None:
+async def _close(engine: BaseEngine, profile: EngineProfile) -> None:
     """What is wrong with `close` is for its own cases to tell."""
     with anyio.CancelScope(shield=True):
         try:
-            with anyio.move_on_after(_CLOSE_SECONDS):
+            with anyio.move_on_after(profile.end_seconds):
                 await engine.close()
         except Exception:  # it may raise anything
             _log.warning("Closing the %s between two cases failed.", type(engine).__name__, exc_info=True)
