@@ -39,6 +39,7 @@ class Core:
         self._guard = ProcessGuard()
         self._requests: set[Future[None]] = set()
         self._tasks: set[asyncio.Task[Any]] = set()  # of the requests that have begun
+        self._processes: set[multiprocessing.process.BaseProcess] = set()
         self._thread = threading.Thread(target=self._run, name="kani-lite vLLM", daemon=True)
         before = {process.pid for process in multiprocessing.active_children()}
         self._thread.start()
@@ -53,8 +54,8 @@ class Core:
 
     def _watch_new(self, before: set[int | None]) -> None:
         # vLLM's processes outlive a process that is killed by SIGKILL
-        new = [process.pid for process in multiprocessing.active_children() if process.pid not in before]
-        self._guard.watch(pid for pid in new if pid is not None)
+        self._processes |= {one for one in multiprocessing.active_children() if one.pid not in before}
+        self._guard.watch(process.pid for process in self._processes if process.pid is not None)
 
     @property
     def running(self) -> bool:
@@ -138,7 +139,9 @@ class Core:
                 pass  # it has just ended
         self._thread.join(_SECONDS_TO_END)
         self._guard.close()
-        multiprocessing.active_children()  # lets go of those that have ended, which vLLM doesn't wait for
+        for process in self._processes:  # those that it has killed are there until somebody waits for them
+            process.join(_SECONDS_TO_END)
+        self._processes.clear()
 
 
 def check_not_importing() -> None:

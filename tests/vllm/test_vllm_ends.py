@@ -116,8 +116,9 @@ async def test_cancelling_takes_a_request_out_of_vllm(engine: Any) -> None:
     seen = anyio.Event()
 
     async def long() -> None:
-        async for _ in engine.stream(ASK, **LONG):
-            seen.set()
+        while True:  # a busy server may take longer to say what runs than a request takes
+            async for _ in engine.stream(ASK, **LONG):
+                seen.set()
 
     async with anyio.create_task_group() as group:
         group.start_soon(long)
@@ -130,14 +131,19 @@ async def test_cancelling_takes_a_request_out_of_vllm(engine: Any) -> None:
 
 
 async def test_a_stream_that_is_left_takes_its_request_out_of_vllm(engine: Any) -> None:
-    stream = engine.stream(ASK, **LONG)
-    await anext(stream)
-    assert await settled(engine, 1)
+    for _ in range(5):  # a busy server may take longer to say what runs than a request takes
+        stream = engine.stream(ASK, **LONG)
+        await anext(stream)
+        if await unfinished(engine) == 1:
+            break
+        await stream.aclose()
+    else:
+        raise AssertionError("vLLM has never said that a request runs")
     await stream.aclose()
     assert await settled(engine, 0)
 
 
-@pytest.fixture(params=["VLLMEngine", "VLLMServerEngine"])
+@pytest.fixture(params=[pytest.param("VLLMEngine", marks=pytest.mark.long), "VLLMServerEngine"])
 def mortal(request: pytest.FixtureRequest, build: Callable[..., Any]) -> Iterator[Any]:
     """An engine of its own for a test that ends it."""
     before = set(descendants(os.getpid()))

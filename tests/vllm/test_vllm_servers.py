@@ -15,6 +15,7 @@ from kani_lite import ChatMessage
 from kani_lite.engines.vllm.memory import device_bytes
 from kani_lite.exceptions import EngineError
 
+pytestmark = pytest.mark.long  # a server of its own; tests/engines/vllm has the same with one that a test writes
 ASK = [ChatMessage.user("hello")]
 
 
