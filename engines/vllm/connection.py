@@ -21,7 +21,9 @@ _LINE_END = re.compile(rb"\r\n|\n|\r")  # of server-sent events; what Unicode ha
 
 
 class ConnectionBroken(EngineError):
-    """The server is gone, or may be about to go."""
+    """The server is gone, or may be about to go; one that somebody else runs may come back."""
+
+    temporary = True
 
 
 class Connection:

@@ -256,7 +256,7 @@ class VLLMServerEngine(VLLMPromptedEngine):
         with anyio.CancelScope(shield=True):
             if await anyio.to_thread.run_sync(_ends, process, connection):
                 return await anyio.to_thread.run_sync(process.death, "while it ran a request")
-        return EngineError(f"{error} {process.said()}")
+        return ConnectionBroken(f"{error} {process.said()}")
 
     async def close(self) -> None:
         """Ends the server if it is our own, and with it running requests. May be called again."""

@@ -60,8 +60,9 @@ async def test_events_in_pieces_of_any_size(
 
 async def test_a_stream_without_an_end_is_told(script: Any, chunk: Callable[..., bytes]) -> None:
     script.steps = [cut([chunk("a", [70])], clean=True)]
-    with pytest.raises(EngineError, match=r"broke .the stream ended before its end.*"):
+    with pytest.raises(EngineError, match=r"broke .the stream ended before its end.*") as caught:
         await reply_to(await engine_at(script))
+    assert caught.value.temporary, "what RetryEngine repeats"
 
 
 @pytest.mark.parametrize(
@@ -75,8 +76,9 @@ async def test_a_stream_without_an_end_is_told(script: Any, chunk: Callable[...,
 )
 async def test_an_error_inside_a_stream(script: Any, chunk: Callable[..., bytes], error: Any, said: str) -> None:
     script.steps = [streamed([chunk("a", [70]), b"data: " + json.dumps(error).encode() + b"\n\n", DONE])]
-    with pytest.raises(EngineError, match=said):
+    with pytest.raises(EngineError, match=said) as caught:
         await reply_to(await engine_at(script))
+    assert caught.value.temporary == ("refuses" not in said)
 
 
 @pytest.mark.parametrize("given", [{"logit_bias": {10**6: 1.0}}, {"eos_token_ids": [10**6]}])
